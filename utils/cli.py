@@ -1,15 +1,24 @@
 """Command-line manners of every script: one-line errors, exit status 2, Ctrl-C with 130, files written whole."""
 
+import argparse
 import contextlib
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 
 class UserError(Exception):
     """Something the user can put right; the message says what is wrong and what to do, in one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose errors are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -46,5 +55,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,16 +1,10 @@
-"""Classifier of DRNet (arXiv 2106.02898, section 3.3): ResNet-50 whose BNs exist once for every candidate resolution."""
+"""Classifier of DRNet (arXiv 2106.02898, section 3.3): ResNet-50 whose BNs exist once per candidate resolution."""
 
 import mindspore.nn as nn
 from mindspore import Tensor
+from src.layers import conv
 
 SHORTCUT_BN = ("published", "per_resolution")
-
-
-def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution without bias, padded by `kernel_size // 2` on every side."""
-    return nn.Conv2d(
-        in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2, weight_init="he_normal"
-    )
 
 
 class ResolutionAwareBN(nn.Cell):

@@ -1,14 +1,8 @@
-"""Resolution predictor of DRNet (arXiv 2106.02898, section 3.2): a four-stage residual network, one basic block a stage."""
+"""Resolution predictor of DRNet (arXiv 2106.02898, section 3.2): a residual network of four stages of one block."""
 
 import mindspore.nn as nn
 from mindspore import Tensor
-
-
-def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution without bias, padded by `kernel_size // 2` on every side."""
-    return nn.Conv2d(
-        in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=kernel_size // 2, weight_init="he_normal"
-    )
+from src.layers import conv
 
 
 class BasicBlock(nn.Cell):

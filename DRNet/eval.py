@@ -1,0 +1,118 @@
+"""Evaluate DRNet: predict a resolution for every image, classify it there, report accuracy and cost."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import UserError, run
+from utils.device import set_device
+from utils.download import download
+from utils.metrics import write_results, write_rows
+
+# isort: split
+from src.dataset import CorruptImages, ImageFolder, evaluation_batches, open_split
+from src.drnet import Architecture, DRNet, load_networks, shortcut_bn_of
+from src.evaluation import Evaluation, dynamic_route, evaluate, fixed_route
+from src.model_utils.config import architecture_settings, load_config
+
+
+def main() -> None:
+    args = load_config("eval", __doc__)
+    if args.download:
+        download(args.classifier_url, Path(args.classifier_ckpt), args.classifier_sha256)
+        download(args.predictor_url, Path(args.predictor_ckpt), args.predictor_sha256)
+    settings = architecture_settings(args)
+    folder = open_split(args.data_path, "val", args.num_classes)
+    device = set_device(args.device_target, args.device_id)
+    architecture = Architecture(**settings, shortcut_bn=shortcut_bn_of(args.classifier_ckpt, settings))
+    drnet = DRNet(architecture)
+    load_networks(drnet, args.classifier_ckpt, args.predictor_ckpt)
+    predictor_gmacs, gmacs = drnet.gmacs()
+
+    if args.force_resolution is not None:
+        route = fixed_route(drnet, [architecture.resolutions.index(args.force_resolution)])
+        predictor_gmacs = 0.0
+    else:
+        route = dynamic_route(drnet, args.seed if args.sample_gumbel else None)
+    print(f"{len(folder)} images, {device}; compiling {len(route.candidates)} resolutions", flush=True)
+    batches = evaluation_batches(
+        folder, args.image_size, args.resize_size, args.batch_size, args.num_workers or os.cpu_count()
+    )
+    result = evaluate(
+        drnet, batches, len(folder), route, args.batch_size, on_corrupt=CorruptImages(folder, args.strict)
+    )
+    if not result.images.sum():
+        raise UserError(f"none of the {len(folder)} images of {args.data_path} can be read")
+
+    print(f"result: {{'acc': {round(result.top(), 3)}}} ckpt= {args.classifier_ckpt} {args.predictor_ckpt}")
+    print(table(result, architecture.resolutions, gmacs, predictor_gmacs))
+    if result.corrupt:
+        print(f"{len(result.corrupt)} of {len(folder)} images could not be read and were left out")
+    if args.predictions is not None:
+        write_predictions(Path(args.predictions), result, folder, architecture.resolutions)
+    write_results(Path(args.output_dir) / "results.json", summary(args, result, gmacs, predictor_gmacs))
+
+
+def table(result: Evaluation, resolutions: tuple[int, ...], gmacs: list[float], predictor_gmacs: float) -> str:
+    """The report: images, accuracy and cost of each resolution and of all."""
+    total = int(result.images.sum())
+    lines = ["resolution   images    share   top-1 %   top-5 %    GMACs"]
+    for candidate, resolution in enumerate(resolutions):
+        images = int(result.images[candidate])
+        accuracy = (
+            f"{result.top_of(candidate):9.3f} {result.top_of(candidate, 1):9.3f}" if images else f"{'-':>9} {'-':>9}"
+        )
+        lines.append(f"{resolution:10} {images:8} {images / total:8.1%} {accuracy} {gmacs[candidate]:8.3f}")
+    mean = result.mean_gmacs(gmacs) + predictor_gmacs
+    lines.append(f"{'all':>10} {total:8} {1:8.1%} {result.top():9.3f} {result.top(1):9.3f} {mean:8.3f}")
+    lines.append(
+        f"mean GMACs {mean:.3f} (predictor {predictor_gmacs:.3f} included), {resolutions[0]} only {gmacs[0]:.3f}: "
+        f"{mean / gmacs[0]:.1%}"
+    )
+    lines.append(f"{result.images_per_s:.1f} images/s")
+    return "\n".join(lines)
+
+
+def summary(args, result: Evaluation, gmacs: list[float], predictor_gmacs: float) -> dict:
+    """The report for `results.json`; accuracies in percent."""
+    return {
+        "acc": round(result.top(), 3),
+        "top5": round(result.top(1), 3),
+        "images": int(result.images.sum()),
+        "left_out": len(result.corrupt),
+        "mean_gmacs": result.mean_gmacs(gmacs) + predictor_gmacs,
+        "predictor_gmacs": predictor_gmacs,
+        "images_per_s": result.images_per_s,
+        "resolutions": [
+            {
+                "resolution": resolution,
+                "images": int(images),
+                "top1": float(100 * correct[0] / images) if images else None,
+                "top5": float(100 * correct[1] / images) if images else None,
+                "gmacs": cost,
+            }
+            for resolution, images, correct, cost in zip(args.resolutions, result.images, result.correct, gmacs)
+        ],
+        "classifier_ckpt": args.classifier_ckpt,
+        "predictor_ckpt": args.predictor_ckpt,
+        "force_resolution": args.force_resolution,
+        "sample_gumbel": args.sample_gumbel,
+    }
+
+
+def write_predictions(path: Path, result: Evaluation, folder: ImageFolder, resolutions: tuple[int, ...]) -> None:
+    """path, label, prediction and chosen resolution of every image that was read, in the order of the folder."""
+    write_rows(
+        path,
+        [
+            {"path": name, "label": label, "prediction": predicted, "resolution": resolutions[chosen]}
+            for name, label, predicted, chosen in zip(folder.paths, folder.labels, result.predicted, result.chosen)
+            if chosen >= 0
+        ],
+    )
+
+
+if __name__ == "__main__":
+    run(main)

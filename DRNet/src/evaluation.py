@@ -1,0 +1,190 @@
+"""Evaluation of a DRNet: every image is classified once, at the resolution chosen for it (section 3.1)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from mindspore import Tensor
+from src.dataset import Batch
+from src.drnet import DRNet
+from src.gumbelmodule import GumbelSoftmax, gumbel_noise
+
+from utils.metrics import Progress, Throughput, TopKAccuracy
+
+
+@dataclass(frozen=True)
+class Route:
+    """Decides at which candidates each image is classified.
+
+    choose: batch to bool (N, R), the candidates of each image. candidates: those that it can choose.
+    """
+
+    choose: Callable[[Batch], np.ndarray]
+    candidates: tuple[int, ...]
+
+
+def dynamic_route(drnet: DRNet, seed: int | None = None) -> Route:
+    """The predictor's choice, one candidate an image.
+
+    Without a seed the choice is the argmax of the scores; with one it is sampled, each image with its own Gumbel noise
+    drawn from (seed, row), as the published evaluation samples.
+    """
+    gumbel = GumbelSoftmax()
+
+    def choose(batch: Batch) -> np.ndarray:
+        scores = drnet.predict(Tensor(batch.images))
+        noise = None
+        if seed is not None:
+            noise = Tensor(np.stack([gumbel_noise(scores.shape[1:], seed, int(row)) for row in batch.rows]))
+        return gumbel(scores, noise).asnumpy().astype(bool)
+
+    return Route(choose, tuple(range(len(drnet.architecture.resolutions))))
+
+
+def fixed_route(drnet: DRNet, candidates: Iterable[int]) -> Route:
+    """Every image at each of `candidates`."""
+    candidates = tuple(candidates)
+    row = np.isin(np.arange(len(drnet.architecture.resolutions)), candidates)
+    return Route(lambda batch: np.tile(row, (len(batch.rows), 1)), candidates)
+
+
+class Queues:
+    """Collects images by the resolution chosen for them and classifies full batches.
+
+    The compiled graphs therefore see one batch size until the stream ends, and each holds at most one batch of images.
+
+    Args:
+        drnet: networks in inference mode.
+        batch_size: images to collect for a resolution before it runs.
+    """
+
+    def __init__(self, drnet: DRNet, batch_size: int):
+        size = drnet.architecture.image_size
+        candidates = len(drnet.architecture.resolutions)
+        self.classify = drnet.classify
+        self.images = [np.empty((batch_size, 3, size, size), np.float32) for _ in range(candidates)]
+        self.rows: list[list[int]] = [[] for _ in range(candidates)]
+        self.labels: list[list[int]] = [[] for _ in range(candidates)]
+
+    def add(self, batch: Batch, mask: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Queue each image of `batch` at the candidates that `mask`, bool (N, R), says; yield what has been classified.
+
+        Yields:
+            (candidate, rows (n,), labels (n,), logits (n, K)) for every full batch.
+        """
+        for candidate in range(mask.shape[1]):
+            for position in np.flatnonzero(mask[:, candidate]):
+                self.images[candidate][len(self.rows[candidate])] = batch.images[position]
+                self.rows[candidate].append(int(batch.rows[position]))
+                self.labels[candidate].append(int(batch.labels[position]))
+                if len(self.rows[candidate]) == len(self.images[candidate]):
+                    yield self._run(candidate)
+
+    def flush(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Classify what is left in the queues; yields as `add`."""
+        for candidate, rows in enumerate(self.rows):
+            if rows:
+                yield self._run(candidate)
+
+    def _run(self, candidate: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        rows, labels = np.array(self.rows[candidate]), np.array(self.labels[candidate])
+        logits = self.classify[candidate](Tensor(self.images[candidate][: len(rows)])).asnumpy()
+        self.rows[candidate], self.labels[candidate] = [], []
+        return candidate, rows, labels, logits
+
+
+@dataclass
+class Evaluation:
+    """Result of one pass.
+
+    An image counts once for each candidate it was classified at: once, unless the route says several.
+
+    correct: int64 (R, 2), top-1 and top-5 hits of each candidate; images: int64 (R,), images classified there.
+    corrupt: rows that could not be read. images_per_s: wall time of everything but compiling.
+    predicted, chosen: int (number of rows,), class and candidate of each row, -1 where it was not read.
+    """
+
+    correct: np.ndarray
+    images: np.ndarray
+    images_per_s: float
+    predicted: np.ndarray
+    chosen: np.ndarray
+    corrupt: list[int] = field(default_factory=list)
+
+    def top(self, column: int = 0) -> float:
+        """Accuracy in percent over all classified images; column 0 is top-1, 1 is top-5."""
+        return 100 * float(self.correct[:, column].sum()) / max(int(self.images.sum()), 1)
+
+    def top_of(self, candidate: int, column: int = 0) -> float:
+        """Accuracy in percent of the images classified at `candidate`; NaN if there are none."""
+        images = int(self.images[candidate])
+        return 100 * float(self.correct[candidate, column]) / images if images else float("nan")
+
+    def mean_gmacs(self, gmacs: list[float]) -> float:
+        """Mean of the classifier's GMACs per classified image, `gmacs` being C_j."""
+        return float(np.dot(self.images, gmacs)) / max(int(self.images.sum()), 1)
+
+
+def evaluate(
+    drnet: DRNet,
+    batches: Iterable[Batch],
+    rows: int,
+    route: Route,
+    batch_size: int,
+    description: str = "evaluating",
+    on_corrupt: Callable[[int], None] = lambda row: None,
+    expected: int | None = None,
+    show: bool = True,
+) -> Evaluation:
+    """Classify all `batches` as `route` says.
+
+    Args:
+        rows: number of images in the whole folder.
+        on_corrupt: called with the row of each image that cannot be read.
+        expected: number of images in `batches`, for the progress display (default: `rows`).
+        show: whether to display progress.
+    """
+    drnet.set_train(False)
+    candidates = len(drnet.architecture.resolutions)
+    metrics = [TopKAccuracy((1, 5)) for _ in range(candidates)]
+    result = Evaluation(None, None, 0.0, np.full(rows, -1, np.int32), np.full(rows, -1, np.int8))
+    queues = Queues(drnet, batch_size)
+
+    def count(classified) -> None:
+        for candidate, row, labels, logits in classified:
+            metrics[candidate].update(logits, labels)
+            result.predicted[row] = logits.argmax(1)
+            result.chosen[row] = candidate
+
+    with Progress(description, rows if expected is None else expected, show=show) as progress:
+        meter = None
+        for batch in batches:
+            if meter is None:
+                _compile(drnet, route)
+                meter = Throughput()
+            for row in batch.corrupt:
+                result.corrupt.append(row)
+                on_corrupt(row)
+            if len(batch.rows):
+                count(queues.add(batch, route.choose(batch)))
+            meter.update(len(batch.rows))
+            progress.update(len(batch.rows) + len(batch.corrupt), top1=_running(metrics))
+        count(queues.flush())
+        result.images_per_s = meter.rate() if meter else 0.0
+    result.correct = np.stack([metric.correct for metric in metrics])
+    result.images = np.array([metric.total for metric in metrics])
+    return result
+
+
+def _running(metrics: list[TopKAccuracy]) -> str:
+    total = sum(metric.total for metric in metrics)
+    return f"{100 * sum(metric.correct[0] for metric in metrics) / total:.2f}%" if total else "-"
+
+
+def _compile(drnet: DRNet, route: Route) -> None:
+    """Run the graphs that `route` can reach on one blank image, so that compiling them is not in the images/s."""
+    size = drnet.architecture.image_size
+    blank = Batch(np.zeros((1, 3, size, size), np.float32), np.zeros(1, np.int32), np.zeros(1, np.int64), [])
+    route.choose(blank)
+    for candidate in route.candidates:
+        drnet.classify[candidate](Tensor(blank.images)).asnumpy()

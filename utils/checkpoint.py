@@ -1,0 +1,95 @@
+"""Checkpoint files: read with clear errors, loaded strictly, written whole."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import mindspore as ms
+
+from utils.cli import UserError, whole_file
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a MindSpore checkpoint: parameter name to Parameter, and whatever text was stored beside them.
+
+    Raises:
+        UserError: no such file, or not a readable checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; put the file there or name another one")
+    if path.suffix != ".ckpt":
+        raise UserError(f"{path} does not end in .ckpt; MindSpore reads checkpoints under that ending only")
+    try:
+        return ms.load_checkpoint(str(path))
+    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        raise UserError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated or of "
+            "another kind, get it again"
+        ) from error
+
+
+def load_strictly(
+    parameters: Iterable[ms.Parameter],
+    path: str | Path,
+    wanted: str,
+    kind_of: Callable[[set[str]], str],
+    remedies: Mapping[str, str] = {},
+    optional: Iterable[str] = (),
+    prefix: str = "",
+) -> list[str]:
+    """Load every one of `parameters` from the checkpoint `path`.
+
+    Args:
+        wanted: what the file should be, in words ("a DRNet classifier").
+        kind_of: says what a set of parameter names looks like, in words.
+        remedies: what to do when the parameter of that name has another shape than the network's.
+        optional: parameters that the file need not hold, or hold in another shape; they keep their values.
+        prefix: what the names of `parameters` have in front of those in the file; messages give the latter.
+
+    Returns:
+        The names of the optional parameters that were not loaded.
+
+    Raises:
+        UserError: unreadable file, or a missing, surplus or misshapen parameter.
+    """
+    stored = {name: value for name, value in read_checkpoint(path).items() if isinstance(value, ms.Parameter)}
+    parameters = {parameter.name.removeprefix(prefix): parameter for parameter in parameters}
+    misshapen = [name for name in parameters if name in stored and stored[name].shape != parameters[name].shape]
+    missing = [name for name in parameters if name not in stored]
+    left_out = [name for name in (*misshapen, *missing) if name in optional]
+    misshapen = [name for name in misshapen if name not in left_out]
+    missing = [name for name in missing if name not in left_out]
+    surplus = [name for name in stored if name not in parameters]
+    if missing or surplus:
+        parts = [_some("missing", missing), _some("surplus", surplus)]
+        raise UserError(
+            f"{path} does not hold {wanted} but looks like {kind_of(set(stored))} ({', '.join(filter(None, parts))}); "
+            f"give the file of {wanted}"
+        )
+    if misshapen:
+        name = misshapen[0]
+        remedy = remedies.get(name, f"give a file of {wanted} with the same settings")
+        raise UserError(
+            f"{path}: {len(misshapen)} parameters have another shape, first {name}: {stored[name].shape} in the file, "
+            f"{parameters[name].shape} in the network; {remedy}"
+        )
+    for name, parameter in parameters.items():
+        if name not in left_out:
+            parameter.set_data(stored[name].astype(parameter.dtype))
+    return left_out
+
+
+def _some(word: str, names: list[str]) -> str:
+    return f"{len(names)} parameters {word}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""
+
+
+def save_checkpoint(
+    parameters: Iterable[ms.Parameter],
+    path: str | Path,
+    facts: Mapping[str, str] = {},
+    prefix: str = "",
+) -> None:
+    """Write the parameters, their names without `prefix`, and the texts `facts`, to `path`, whole or not at all."""
+    rows = [{"name": parameter.name.removeprefix(prefix), "data": parameter} for parameter in parameters]
+    with whole_file(path) as temporary:
+        ms.save_checkpoint(rows, str(temporary), append_dict=dict(facts))

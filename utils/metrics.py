@@ -1,0 +1,139 @@
+"""Accuracy that streams, throughput, progress, and the result files."""
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.cli import UserError, whole_file
+
+
+class TopKAccuracy:
+    """Top-k accuracy over any number of batches.
+
+    A label counts as among the first k if it is so in `np.argsort(-logits, kind="stable")`: of equal logits the class
+    with the smaller number comes first. With fewer than k classes every label counts.
+
+    Attributes:
+        correct: number of hits so far for each k, int64 (len(ks),).
+        total: number of images so far.
+    """
+
+    def __init__(self, ks: Sequence[int] = (1, 5)):
+        if not ks or min(ks) < 1:
+            raise ValueError(f"every k must be at least 1, not {list(ks)}")
+        self.ks = np.array(ks)
+        self.correct = np.zeros(len(ks), np.int64)
+        self.total = 0
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Count a batch: logits float (N, K), labels int (N,) in [0, K).
+
+        Raises:
+            ValueError: shapes that do not fit, or a label out of range.
+            UserError: a logit is NaN.
+        """
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+            raise ValueError(f"logits must be (N, K) and labels (N,), not {logits.shape} and {labels.shape}")
+        if not len(labels):
+            return
+        if labels.min() < 0 or labels.max() >= logits.shape[1]:
+            raise ValueError(f"labels must lie in [0, {logits.shape[1]})")
+        if np.isnan(logits).any():
+            raise UserError(
+                "the network returns NaN for some images; its weights are broken (a diverged training, or a wrong file)"
+            )
+        own = logits[np.arange(len(labels)), labels][:, None]
+        earlier = np.arange(logits.shape[1]) < labels[:, None]
+        rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+        self.correct += (rank[:, None] < self.ks).sum(0)
+        self.total += len(labels)
+
+    def values(self) -> dict[int, float]:
+        """k to accuracy in [0, 1]; NaN before the first image."""
+        return {int(k): float(c) / self.total if self.total else float("nan") for k, c in zip(self.ks, self.correct)}
+
+
+class Throughput:
+    """Images per second of wall time since it was made or last reset."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again at zero images, now."""
+        self.images = 0
+        self.start = time.perf_counter()
+
+    def update(self, images: int) -> None:
+        """Count `images` more."""
+        self.images += images
+
+    def rate(self) -> float:
+        """Images per second so far."""
+        return self.images / max(time.perf_counter() - self.start, 1e-9)
+
+
+class Progress:
+    """A tqdm bar with images/s and running metrics on a terminal; elsewhere a plain line now and then.
+
+    A context manager. `update(n, loss=...)` reports n more images. `done` of the `total` are done at the start;
+    `show=False` displays nothing.
+    """
+
+    LINE_SECONDS = 20
+
+    def __init__(self, description: str, total: int, done: int = 0, show: bool = True):
+        self.description = description
+        self.total = total
+        self.done = done
+        self.show = show
+        self.bar = None
+        if show and sys.stdout.isatty():
+            self.bar = tqdm(total=total, initial=done, desc=description, unit="img", leave=False)
+        self.meter = Throughput()
+        self.line_at = time.monotonic() + self.LINE_SECONDS
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def update(self, images: int, **metrics: str) -> None:
+        """`images` more are done; `metrics` are shown as they are."""
+        self.done += images
+        self.meter.update(images)
+        if self.bar is not None:
+            self.bar.set_postfix(metrics, refresh=False)
+            self.bar.update(images)
+        elif self.show and time.monotonic() >= self.line_at:
+            self._line(metrics)
+
+    def _line(self, metrics: Mapping[str, str]) -> None:
+        words = "".join(f", {key} {value}" for key, value in metrics.items())
+        print(
+            f"{self.description}: {self.done}/{self.total} images, {self.meter.rate():.1f} images/s{words}", flush=True
+        )
+        self.line_at = time.monotonic() + self.LINE_SECONDS
+
+    def __exit__(self, *exception) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def write_results(path: str | Path, results: Mapping) -> None:
+    """Write `results` as indented JSON to `path`, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: str | Path, rows: Sequence[Mapping]) -> None:
+    """Write `rows`, which share their keys, as CSV with a header to `path`, whole or not at all."""
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
