@@ -31,18 +31,17 @@ def main() -> None:
     load_networks(drnet, args.classifier_ckpt, args.predictor_ckpt)
     predictor_gmacs, gmacs = drnet.gmacs()
 
+    batch_size = min(args.batch_size, len(folder))
     if args.force_resolution is not None:
         route = fixed_route(drnet, [architecture.resolutions.index(args.force_resolution)])
         predictor_gmacs = 0.0
     else:
-        route = dynamic_route(drnet, args.seed if args.sample_gumbel else None)
+        route = dynamic_route(drnet, batch_size, args.seed if args.sample_gumbel else None)
     print(f"{len(folder)} images, {device}; compiling {len(route.candidates)} resolutions", flush=True)
     batches = evaluation_batches(
-        folder, args.image_size, args.resize_size, args.batch_size, args.num_workers or os.cpu_count()
+        folder, args.image_size, args.resize_size, batch_size, args.num_workers or os.cpu_count()
     )
-    result = evaluate(
-        drnet, batches, len(folder), route, args.batch_size, on_corrupt=CorruptImages(folder, args.strict)
-    )
+    result = evaluate(drnet, batches, len(folder), route, batch_size, on_corrupt=CorruptImages(folder, args.strict))
     if not result.images.sum():
         raise UserError(f"none of the {len(folder)} images of {args.data_path} can be read")
 

@@ -96,7 +96,9 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str)
             loaded = nn.GraphCell(ms.load(str(temporary)))(Tensor(images)).asnumpy()
             difference = float(np.abs(live - loaded).max()) if live.shape == loaded.shape else float("inf")
             if not difference <= MAX_DIFFERENCE:
-                raise UserError(f"the exported {name.name} computes something else (by {difference:.2g}); nothing written")
+                raise UserError(
+                    f"the exported {name.name} computes something else (by {difference:.2g}); nothing written"
+                )
             print(f"{name}: differs from the live network by at most {difference:.1e}", flush=True)
         temporary.replace(name)
     return name.name

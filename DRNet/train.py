@@ -52,7 +52,7 @@ def main() -> int:
     steps = len(train_folder) // (args.batch_size * devices)
     if not steps:
         raise UserError(f"{len(train_folder)} training images do not fill one batch; set --batch_size lower")
-    workers = args.num_workers or os.cpu_count()
+    workers = args.num_workers or max(1, os.cpu_count() // devices)
     say = print if rank == 0 else lambda *words, **options: None
 
     # ----- networks -----
@@ -76,10 +76,15 @@ def main() -> int:
     rates = learning_rates(
         args.lr, args.lr_scheduler, args.epochs, steps, args.warmup_epochs, args.lr_step, args.lr_gamma
     )
-    ratio = args.predictor_lr_ratio if finetune else None
-    optimizer = make_optimizer(args.optimizer, drnet, rates, ratio, args.momentum, args.weight_decay)
+    trained = {drnet.classifier: 1.0}
+    if finetune:
+        trained[drnet.predictor] = args.predictor_lr_ratio
+    optimizers = [
+        make_optimizer(args.optimizer, network, rates * ratio, args.momentum, args.weight_decay)
+        for network, ratio in trained.items()
+    ]
     budget = (args.alpha, args.eta) if finetune and args.alpha is not None else None
-    trainer = Trainer(drnet, optimizer, args.batch_size, devices, args.temperature if finetune else None, budget)
+    trainer = Trainer(drnet, optimizers, args.batch_size, devices, args.temperature if finetune else None, budget)
     predictor_gmacs, gmacs = drnet.gmacs()
     augment = Augmentation(tuple(args.crop_scale), tuple(args.crop_ratio), args.flip)
     say(f"{device} x {devices}, {len(train_folder)} training and {len(val_folder)} validation images")
@@ -94,7 +99,7 @@ def main() -> int:
     state_file = output / "resume.ckpt"
     position = {"epoch": 0, "step": 0, "totals": Totals().__dict__, "rows": [], "best": None}
     if args.resume is not None:
-        position = load_state(args.resume, drnet, optimizer, settings)
+        position = load_state(args.resume, drnet, optimizers, settings)
         say(f"going on after step {position['step']} of epoch {position['epoch'] + 1}")
     rows, best = position["rows"], position["best"]
 
@@ -127,14 +132,14 @@ def main() -> int:
                     trainer.synchronise()
                     here = {"epoch": epoch, "step": step + 1, "totals": totals.__dict__, "rows": rows, "best": best}
                     if rank == 0:
-                        save_state(state_file, drnet, optimizer, settings, here)
+                        save_state(state_file, drnet, optimizers, settings, here)
                     say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; go on with --resume {state_file}")
                     return 130
 
         trainer.synchronise()
         here = {"epoch": epoch, "step": steps, "totals": totals.__dict__, "rows": rows, "best": best}
         if rank == 0:
-            save_state(state_file, drnet, optimizer, settings, here)
+            save_state(state_file, drnet, optimizers, settings, here)
         row = {
             "epoch": epoch + 1,
             "lr": float(rates[(epoch + 1) * steps - 1]),
@@ -145,7 +150,7 @@ def main() -> int:
         }
         line = f"epoch {epoch + 1}/{args.epochs}: loss {row['loss']:.4f}, training top-1 {row['train_top1']:.2f} %"
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
-            route = dynamic_route(drnet) if finetune else fixed_route(drnet, range(len(gmacs)))
+            route = dynamic_route(drnet, args.batch_size) if finetune else fixed_route(drnet, range(len(gmacs)))
             evaluation = evaluate(
                 drnet,
                 evaluation_batches(

@@ -1,9 +1,60 @@
-"""What every test folder shares."""
+"""What every test folder shares: the paths, and `src`, which exists once in every model folder."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
 
 import utils  # noqa: E402, F401  (sets the environment before any test imports mindspore)
+
+MODELS = {"drnet": "DRNet", "resnest": "ResNeSt", "dynamicquant": "DynamicQuant", "ddrnet": "DDRNet"}
+_modules: dict[str, dict] = {}
+_active: list[str] = []
+
+
+def _activate(path: Path) -> None:
+    """Make `src` that of the model which the test file `path` is about, so that one process can test several models."""
+    model = next((MODELS[part] for part in path.parts if part in MODELS), None)
+    if _active == [model]:
+        return
+    for name in [name for name in sys.modules if name.split(".")[0] == "src"]:
+        _modules.setdefault(_active[0], {})[name] = sys.modules.pop(name)
+    if _active and _active[0]:
+        sys.path.remove(str(ROOT / _active[0]))
+    _active[:] = [model]
+    if model:
+        sys.path.insert(0, str(ROOT / model))
+        sys.modules.update(_modules.get(model, {}))
+
+
+def pytest_collectstart(collector):
+    if collector.path.suffix == ".py":
+        _activate(collector.path)
+
+
+def pytest_runtest_setup(item):
+    _activate(item.path)
+
+
+def run_script(*words, cwd: Path, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
+    """Run `python words` in `cwd` as a user would, and wait for it."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def one_line_error(result: subprocess.CompletedProcess) -> str:
+    """The error of a command that must have failed as the conventions want it: one line on stderr and status 2."""
+    assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
+    lines = result.stderr.strip().split("\n")
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]

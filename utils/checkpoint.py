@@ -1,6 +1,8 @@
 """Checkpoint files: read with clear errors, loaded strictly, written whole."""
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import mindspore as ms
@@ -20,11 +22,12 @@ def read_checkpoint(path: str | Path) -> dict:
     if path.suffix != ".ckpt":
         raise UserError(f"{path} does not end in .ckpt; MindSpore reads checkpoints under that ending only")
     try:
-        return ms.load_checkpoint(str(path))
+        with _quiet():
+            return ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise UserError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated or of "
-            "another kind, get it again"
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged "
+            "or of another kind, get it again"
         ) from error
 
 
@@ -53,6 +56,7 @@ def load_strictly(
         UserError: unreadable file, or a missing, surplus or misshapen parameter.
     """
     stored = {name: value for name, value in read_checkpoint(path).items() if isinstance(value, ms.Parameter)}
+    optional = set(optional)
     parameters = {parameter.name.removeprefix(prefix): parameter for parameter in parameters}
     misshapen = [name for name in parameters if name in stored and stored[name].shape != parameters[name].shape]
     missing = [name for name in parameters if name not in stored]
@@ -89,7 +93,28 @@ def save_checkpoint(
     facts: Mapping[str, str] = {},
     prefix: str = "",
 ) -> None:
-    """Write the parameters, their names without `prefix`, and the texts `facts`, to `path`, whole or not at all."""
+    """Write the parameters, their names without `prefix`, and the texts `facts`, to `path`, whole or not at all.
+
+    A checksum goes with them, so that damage is noticed when the file is read.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     rows = [{"name": parameter.name.removeprefix(prefix), "data": parameter} for parameter in parameters]
     with whole_file(path) as temporary:
-        ms.save_checkpoint(rows, str(temporary), append_dict=dict(facts))
+        try:
+            with _quiet():
+                ms.save_checkpoint(rows, str(temporary), append_dict=dict(facts), crc_check=True)
+        finally:
+            temporary.with_suffix(".tmp").unlink(missing_ok=True)  # MindSpore's own, left when it fails
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MindSpore's log lines about a failure off the terminal; the UserError tells it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

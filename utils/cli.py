@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +23,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and leave the process: status 0 or what it returns, 2 after a UserError, 130 after Ctrl-C."""
+    """Call `main` and leave: with status 0 or what it returns, 2 after a UserError, 130 after Ctrl-C or SIGTERM."""
+    # Once a graph has run, MindSpore answers Ctrl-C itself: it sends its process a SIGTERM.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = main()
     except UserError as error:
@@ -46,7 +49,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     os.close(handle)
     temporary = Path(temporary)
     try:
@@ -56,6 +59,6 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another place") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)

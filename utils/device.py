@@ -31,7 +31,7 @@ def set_device(device_target: str, device_id: int | None = None) -> str:
         ms.set_device(device_target)
     else:
         count = ms.hal.device_count(device_target)
-        if device_id >= count:
+        if not 0 <= device_id < count:
             raise UserError(f"{device_target} {device_id} is not there; --device_id can be 0 to {count - 1}")
         ms.set_device(device_target, device_id)
     ms.set_context(mode=ms.GRAPH_MODE)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -96,7 +97,10 @@ class Progress:
         self.show = show
         self.bar = None
         if show and sys.stdout.isatty():
-            self.bar = tqdm(total=total, initial=done, desc=description, unit="img", leave=False)
+            columns = shutil.get_terminal_size().columns  # 80 where the terminal says 0; tqdm would show nothing
+            self.bar = tqdm(
+                total=total, initial=done, desc=description, unit="img", leave=False, file=sys.stdout, ncols=columns
+            )
         self.meter = Throughput()
         self.line_at = time.monotonic() + self.LINE_SECONDS
 
@@ -132,8 +136,13 @@ def write_results(path: str | Path, results: Mapping) -> None:
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping]) -> None:
-    """Write `rows`, which share their keys, as CSV with a header to `path`, whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    """Write `rows` as CSV with a header to `path`, whole or not at all.
+
+    There is a column for every key, empty where a row lacks it or has None. File names that are no UTF-8 keep their
+    bytes.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with whole_file(path) as temporary, temporary.open("w", newline="", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -3,6 +3,7 @@
 Everything random is drawn from (seed, epoch, image): it does not depend on workers, batch size or interruptions.
 """
 
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -201,11 +202,13 @@ class _Source:
 
 
 def _batches(source: _Source, rows: list[int], batch_size: int, num_workers: int) -> Iterator[Batch]:
+    if not rows:
+        return
     pipeline = ds.GeneratorDataset(
         source,
         ["image", "label", "row", "readable"],
         sampler=rows,
-        num_parallel_workers=max(1, min(num_workers, len(rows))),
+        num_parallel_workers=min(num_workers, len(rows), multiprocessing.cpu_count()),  # MindData takes no more
         python_multiprocessing=False,  # decoding and resizing release the interpreter lock
     ).batch(batch_size)
     for images, labels, row, readable in pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True):

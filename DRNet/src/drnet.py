@@ -68,7 +68,7 @@ class Classify(nn.Cell):
 
 
 class DRNet:
-    """The two networks, and the compiled cells that take any batch size without compiling again.
+    """The two networks, and the cells that compute with them.
 
     In memory the parameters of the two are named apart, by "predictor." and "classifier."; files hold the plain names.
 
@@ -88,9 +88,6 @@ class DRNet:
         self.classify = [
             Classify(self.classifier, architecture, index) for index in range(len(architecture.resolutions))
         ]
-        size = architecture.image_size
-        for cell in (self.predict, *self.classify):
-            cell.set_inputs(Tensor(shape=[None, 3, size, size], dtype=ms.float32))
         self.set_train(False)
 
     def set_train(self, mode: bool) -> None:

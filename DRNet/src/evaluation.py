@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import mindspore.nn as nn
 import numpy as np
 from mindspore import Tensor
 from src.dataset import Batch
@@ -16,15 +17,23 @@ from utils.metrics import Progress, Throughput, TopKAccuracy
 class Route:
     """Decides at which candidates each image is classified.
 
-    choose: batch to bool (N, R), the candidates of each image. candidates: those that it can choose.
+    choose: batch to bool (N, R), the candidates of each image. candidates: those that it can choose. predicts: whether
+    it runs the predictor.
     """
 
     choose: Callable[[Batch], np.ndarray]
     candidates: tuple[int, ...]
+    predicts: bool
 
 
-def dynamic_route(drnet: DRNet, seed: int | None = None) -> Route:
-    """The predictor's choice, one candidate an image.
+def run_padded(cell: nn.Cell, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """`cell` on images float32 (n, 3, S, S), filled up to `batch_size` so that its graph sees one batch size only."""
+    padding = np.zeros((batch_size - len(images), *images.shape[1:]), np.float32)
+    return cell(Tensor(np.concatenate([images, padding]))).asnumpy()[: len(images)]
+
+
+def dynamic_route(drnet: DRNet, batch_size: int, seed: int | None = None) -> Route:
+    """The predictor's choice, one candidate an image, in batches of up to `batch_size`.
 
     Without a seed the choice is the argmax of the scores; with one it is sampled, each image with its own Gumbel noise
     drawn from (seed, row), as the published evaluation samples.
@@ -32,26 +41,26 @@ def dynamic_route(drnet: DRNet, seed: int | None = None) -> Route:
     gumbel = GumbelSoftmax()
 
     def choose(batch: Batch) -> np.ndarray:
-        scores = drnet.predict(Tensor(batch.images))
+        scores = Tensor(run_padded(drnet.predict, batch.images, batch_size))
         noise = None
         if seed is not None:
             noise = Tensor(np.stack([gumbel_noise(scores.shape[1:], seed, int(row)) for row in batch.rows]))
         return gumbel(scores, noise).asnumpy().astype(bool)
 
-    return Route(choose, tuple(range(len(drnet.architecture.resolutions))))
+    return Route(choose, tuple(range(len(drnet.architecture.resolutions))), True)
 
 
 def fixed_route(drnet: DRNet, candidates: Iterable[int]) -> Route:
     """Every image at each of `candidates`."""
     candidates = tuple(candidates)
     row = np.isin(np.arange(len(drnet.architecture.resolutions)), candidates)
-    return Route(lambda batch: np.tile(row, (len(batch.rows), 1)), candidates)
+    return Route(lambda batch: np.tile(row, (len(batch.rows), 1)), candidates, False)
 
 
 class Queues:
     """Collects images by the resolution chosen for them and classifies full batches.
 
-    The compiled graphs therefore see one batch size until the stream ends, and each holds at most one batch of images.
+    So every graph sees one batch size, and each queue holds at most one batch of images, however long the stream is.
 
     Args:
         drnet: networks in inference mode.
@@ -88,7 +97,8 @@ class Queues:
 
     def _run(self, candidate: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         rows, labels = np.array(self.rows[candidate]), np.array(self.labels[candidate])
-        logits = self.classify[candidate](Tensor(self.images[candidate][: len(rows)])).asnumpy()
+        images = self.images[candidate]
+        logits = run_padded(self.classify[candidate], images[: len(rows)], len(images))
         self.rows[candidate], self.labels[candidate] = [], []
         return candidate, rows, labels, logits
 
@@ -160,7 +170,7 @@ def evaluate(
         meter = None
         for batch in batches:
             if meter is None:
-                _compile(drnet, route)
+                _compile(drnet, route, batch_size)
                 meter = Throughput()
             for row in batch.corrupt:
                 result.corrupt.append(row)
@@ -181,10 +191,9 @@ def _running(metrics: list[TopKAccuracy]) -> str:
     return f"{100 * sum(metric.correct[0] for metric in metrics) / total:.2f}%" if total else "-"
 
 
-def _compile(drnet: DRNet, route: Route) -> None:
-    """Run the graphs that `route` can reach on one blank image, so that compiling them is not in the images/s."""
+def _compile(drnet: DRNet, route: Route, batch_size: int) -> None:
+    """Compile the graphs that `route` can reach, so that compiling them is not in the images/s."""
     size = drnet.architecture.image_size
-    blank = Batch(np.zeros((1, 3, size, size), np.float32), np.zeros(1, np.int32), np.zeros(1, np.int64), [])
-    route.choose(blank)
-    for candidate in route.candidates:
-        drnet.classify[candidate](Tensor(blank.images)).asnumpy()
+    images = Tensor(np.zeros((batch_size, 3, size, size), np.float32))
+    for cell in ([drnet.predict] if route.predicts else []) + [drnet.classify[j] for j in route.candidates]:
+        cell.compile(images)

@@ -51,13 +51,13 @@ class GroupGradient(nn.Cell):
     def __init__(self, loss: GroupLoss, weights: ParameterTuple, sums: ParameterTuple):
         super().__init__(auto_prefix=False)
         self.sums = sums
-        self.gradient = ops.value_and_grad(loss, grad_position=(2,), weights=weights, has_aux=True)
+        self.gradient = ops.value_and_grad(loss, grad_position=2, weights=weights, has_aux=True)
         self.map = ops.HyperMap()
 
     def construct(self, images: Tensor, labels: Tensor, choice: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (loss, logits), (choice_gradient, weight_gradients) = self.gradient(images, labels, choice, scale)
         loss = ops.depend(loss, self.map(ops.assign_add, self.sums, weight_gradients))
-        return loss, logits, choice_gradient[0]
+        return loss, logits, choice_gradient
 
 
 class Choose(nn.Cell):
@@ -107,17 +107,21 @@ class Copy(nn.Cell):
 
 
 class Update(nn.Cell):
-    """One optimizer step with the gradients in `sums`, after summing them over the devices; then clears `sums`."""
+    """One step of `optimizer` with the gradients in `sums`, summed over the devices first; then clears `sums`."""
 
     def __init__(self, optimizer: nn.Optimizer, sums: ParameterTuple, devices: int):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.sums = sums
-        self.reduce = nn.DistributedGradReducer(sums, mean=False, degree=devices) if devices > 1 else ops.identity
+        self.devices = devices
+        self.reduce = nn.DistributedGradReducer(sums, mean=False, degree=devices) if devices > 1 else None
         self.map = ops.HyperMap()
 
     def construct(self) -> bool:
-        done = self.optimizer(self.reduce(self.sums))
+        gradients = self.sums
+        if self.devices > 1:
+            gradients = self.reduce(gradients)
+        done = self.optimizer(gradients)
         zeros = self.map(ops.zeros_like, self.sums)
         return ops.depend(True, self.map(ops.assign, ops.depend(self.sums, done), zeros))
 
@@ -127,10 +131,10 @@ class SumOverDevices(nn.Cell):
 
     def __init__(self, devices: int):
         super().__init__(auto_prefix=False)
-        self.reduce = ops.AllReduce() if devices > 1 else ops.identity
+        self.reduce = ops.AllReduce() if devices > 1 else None
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.reduce(x)
+        return x if self.reduce is None else self.reduce(x)
 
 
 @dataclass
@@ -154,7 +158,7 @@ class Trainer:
 
     Args:
         drnet: the networks.
-        optimizer: over the classifier's trainable parameters, and the predictor's where it is trained.
+        optimizers: of the classifier and, in fine-tuning, of the predictor, as `make_optimizer` makes them.
         batch_size: images per device and step.
         devices: number of devices.
         temperature: of the Gumbel-Softmax; None pre-trains: every image at every resolution, without the predictor.
@@ -164,14 +168,13 @@ class Trainer:
     def __init__(
         self,
         drnet: DRNet,
-        optimizer: nn.Optimizer,
+        optimizers: Sequence[nn.Optimizer],
         batch_size: int,
         devices: int = 1,
         temperature: float | None = None,
         budget: tuple[float, float] | None = None,
     ):
         self.drnet = drnet
-        self.optimizer = optimizer
         self.batch_size = batch_size
         self.devices = devices
         self.budget = budget
@@ -180,26 +183,14 @@ class Trainer:
         # The network halves the side five times: with one image of one pixel left, a BN has no variance to learn from.
         self.smallest_group = [2 if resolution <= 32 else 1 for resolution in drnet.architecture.resolutions]
         drnet.set_train(True)
-        sums = ParameterTuple(
-            [
-                Parameter(np.zeros(weight.shape, np.float32), name=f"gradient.{weight.name}", requires_grad=False)
-                for weight in optimizer.parameters
-            ]
-        )
-        weights = ParameterTuple(optimizer.parameters)
-        of_classifier = {id(parameter) for parameter in drnet.classifier.trainable_params()}
-        shared = [index for index, weight in enumerate(weights) if id(weight) in of_classifier]
-        own = [index for index in range(len(weights)) if index not in shared]
         size = drnet.architecture.image_size
         images = Tensor(shape=[None, 3, size, size], dtype=ms.float32)
         number = Tensor(shape=[None], dtype=ms.float32)
+        sums = [_zeros_like(optimizer.parameters) for optimizer in optimizers]
+        self.updates = [Update(optimizer, own, devices) for optimizer, own in zip(optimizers, sums)]
         self.groups = []
         for classify in drnet.classify:
-            group = GroupGradient(
-                GroupLoss(classify),
-                ParameterTuple([weights[index] for index in shared]),
-                ParameterTuple([sums[index] for index in shared]),
-            )
+            group = GroupGradient(GroupLoss(classify), optimizers[0].parameters, sums[0])
             group.set_train(True)
             group.set_inputs(images, Tensor(shape=[None], dtype=ms.int32), number, Tensor(1.0, ms.float32))
             self.groups.append(group)
@@ -207,11 +198,7 @@ class Trainer:
         if temperature is not None:
             matrix = Tensor(shape=[None, self.candidates], dtype=ms.float32)
             self.choose = Choose(drnet.predict, temperature)
-            self.choose_gradient = ChooseGradient(
-                self.choose,
-                ParameterTuple([weights[index] for index in own]),
-                ParameterTuple([sums[index] for index in own]),
-            )
+            self.choose_gradient = ChooseGradient(self.choose, optimizers[1].parameters, sums[1])
             self.choose.set_inputs(images, matrix)
             self.choose_gradient.set_inputs(images, matrix, matrix)
             for cell in (self.choose, self.choose_gradient):
@@ -221,7 +208,6 @@ class Trainer:
             )
             kept = statistics.clone("kept", init="same")
             self.keep, self.restore = Copy(statistics, kept), Copy(kept, statistics)
-        self.update = Update(optimizer, sums, devices)
         self.over_devices = SumOverDevices(devices)
         self.average = _Average(drnet, devices) if devices > 1 else None
 
@@ -244,9 +230,10 @@ class Trainer:
             self.keep()
             choice = np.zeros((0, self.candidates), np.float32)
             if count:
-                choice = self.choose(Tensor(images), Tensor(noise)).asnumpy()
+                scores = self.choose(Tensor(images), Tensor(noise[:count])).asnumpy()
+                choice = np.eye(self.candidates, dtype=np.float32)[scores.argmax(1)]
             self.restore()
-        chosen = choice.sum(0).round()
+        chosen = choice.sum(0)
         chosen, interrupts = np.split(self.sum_over_devices([*chosen, interrupt]), [self.candidates])
         total = chosen.sum() if self.choose is not None else chosen[0]
         excess, cost_gradient = self._budget(chosen)
@@ -270,8 +257,9 @@ class Trainer:
                 f"the loss is {loss}; training has diverged, start again with a lower --lr or a longer warm-up"
             )
         if self.choose is not None and count:
-            self.choose_gradient(Tensor(images), Tensor(noise), Tensor(choice_gradient))
-        self.update()
+            self.choose_gradient(Tensor(images), Tensor(noise[:count]), Tensor(choice_gradient))
+        for update in self.updates:
+            update()
         return StepResult(loss, np.array(correct, int), chosen.astype(int), int(total), bool(interrupts[0]))
 
     def sum_over_devices(self, numbers: Sequence[float]) -> np.ndarray:
@@ -293,6 +281,12 @@ class Trainer:
         """Give every device the mean of all devices' BN statistics, so that all of them evaluate the same network."""
         if self.average is not None:
             self.average()
+
+
+def _zeros_like(weights: Sequence[Parameter]) -> ParameterTuple:
+    return ParameterTuple(
+        [Parameter(np.zeros(w.shape, np.float32), name=f"gradient.{w.name}", requires_grad=False) for w in weights]
+    )
 
 
 class _Average(nn.Cell):
@@ -330,20 +324,25 @@ def learning_rates(
 
 
 def make_optimizer(
-    name: str, drnet: DRNet, rates: np.ndarray, predictor_ratio: float | None, momentum: float, weight_decay: float
+    name: str, network: nn.Cell, rates: np.ndarray, momentum: float, weight_decay: float
 ) -> nn.Optimizer:
-    """SGD with momentum ("sgd") or AdamW ("adamw") over the classifier, and the predictor at `predictor_ratio` * lr.
+    """SGD with momentum ("sgd") or AdamW ("adamw") over all trainable parameters of `network`.
 
     Args:
         rates: learning rate of every step, float32.
-        predictor_ratio: None leaves the predictor out.
     """
-    groups = [{"params": drnet.classifier.trainable_params(), "lr": rates.tolist()}]
-    if predictor_ratio is not None:
-        groups.append({"params": drnet.predictor.trainable_params(), "lr": (rates * predictor_ratio).tolist()})
+    weights = network.trainable_params()
     if name == "sgd":
-        return nn.Momentum(groups, rates.tolist(), momentum, weight_decay)
-    return nn.AdamWeightDecay(groups, rates.tolist(), weight_decay=weight_decay)
+        optimizer = nn.Momentum(weights, rates.tolist(), momentum, weight_decay)
+    else:
+        optimizer = nn.AdamWeightDecay(weights, rates.tolist(), weight_decay=weight_decay)
+    # The step counter and the like, so that the state file can hold two optimizers.
+    known = {id(weight) for weight in weights}
+    owner = weights[0].name.split(".")[0]
+    for parameter in optimizer.get_parameters():
+        if id(parameter) not in known and f"{owner}." not in parameter.name:
+            parameter.name = f"{owner}.optimizer.{parameter.name}"
+    return optimizer
 
 
 def read_state(path: str | Path) -> dict:
@@ -358,13 +357,13 @@ def read_state(path: str | Path) -> dict:
     return json.loads(stored)
 
 
-def save_state(path: Path, drnet: DRNet, optimizer: nn.Optimizer, settings: dict, position: dict) -> None:
+def save_state(path: Path, drnet: DRNet, optimizers: Sequence[nn.Optimizer], settings: dict, position: dict) -> None:
     """Write everything that `load_state` needs to go on from here: weights, optimizer, `settings` and `position`."""
     texts = {STATE: json.dumps({"settings": settings, "position": position})}
-    save_checkpoint(_everything(drnet, optimizer), path, texts)
+    save_checkpoint(_everything(drnet, optimizers), path, texts)
 
 
-def load_state(path: str | Path, drnet: DRNet, optimizer: nn.Optimizer, settings: dict) -> dict:
+def load_state(path: str | Path, drnet: DRNet, optimizers: Sequence[nn.Optimizer], settings: dict) -> dict:
     """Restore what `save_state` wrote; returns the position.
 
     Raises:
@@ -375,10 +374,10 @@ def load_state(path: str | Path, drnet: DRNet, optimizer: nn.Optimizer, settings
     if differing:
         theirs = ", ".join(f"{key} {stored['settings'].get(key)} (now {settings[key]})" for key in differing)
         raise UserError(f"{path} is of a run with other settings: {theirs}; resume with the same, or start anew")
-    load_strictly(_everything(drnet, optimizer), path, "this training's state", kind_of)
+    load_strictly(_everything(drnet, optimizers), path, "this training's state", kind_of)
     return stored["position"]
 
 
-def _everything(drnet: DRNet, optimizer: nn.Optimizer) -> list[Parameter]:
-    parameters = (*drnet.classifier.get_parameters(), *drnet.predictor.get_parameters(), *optimizer.get_parameters())
-    return list({parameter.name: parameter for parameter in parameters}.values())
+def _everything(drnet: DRNet, optimizers: Sequence[nn.Optimizer]) -> list[Parameter]:
+    cells = (drnet.classifier, drnet.predictor, *optimizers)
+    return list({parameter.name: parameter for cell in cells for parameter in cell.get_parameters()}.values())

@@ -1,0 +1,58 @@
+# make demo   a dynamic-resolution network trained, evaluated and shown on real images, in minutes on a CPU
+# make test   the whole test suite
+# Both make the environment .venv first; set PYTHON to choose the interpreter (3.10 to 3.12).
+
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(if $(shell $(name) -c '' 2>/dev/null && echo yes),$(name))))
+ENV := .venv/bin
+CONFIG := --config_path config/resnet50_digits_config.yaml
+
+.PHONY: demo test bench check-system
+.DELETE_ON_ERROR:
+
+demo: .venv/requirements.stamp
+	@set -euo pipefail; export PATH="$(CURDIR)/$(ENV):$$PATH"; \
+	python utils/sample_imagenet.py --output data/digits --exist_ok; \
+	cd DRNet; \
+	echo "== 1/3 pre-training the classifier on all resolutions"; \
+	python train.py --stage pretrain $(CONFIG); \
+	echo "== 2/3 fine-tuning it with the resolution predictor"; \
+	python train.py --stage finetune $(CONFIG); \
+	echo "== 3/3 evaluating on the held-out images, dynamically and at each resolution"; \
+	for size in 32 24 16; do \
+	  python eval.py $(CONFIG) --force_resolution $$size --output_dir ../demo/drnet_$$size > /dev/null; \
+	done; \
+	python eval.py $(CONFIG) --output_dir ../demo/drnet --predictions ../demo/drnet/predictions.csv; \
+	python show.py --results ../demo/drnet --fixed ../demo/drnet_32 ../demo/drnet_24 ../demo/drnet_16 --output ../demo/drnet.png
+
+test: .venv/requirements-dev.stamp
+	$(ENV)/python -m ruff check .
+	$(ENV)/python -m ruff format --check .
+	$(ENV)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+bench: .venv/requirements-dev.stamp
+	$(ENV)/python tests/benchmarks/drnet_routing.py
+
+# The stamps are newer than the requirements they were installed from, so a second run installs nothing.
+.venv/requirements.stamp: requirements.txt | check-system .venv/bin/python
+	$(ENV)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/requirements-dev.stamp: requirements-dev.txt requirements.txt | check-system .venv/bin/python
+	$(ENV)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/requirements.stamp
+
+.venv/bin/python: | check-system
+	@rm -rf .venv
+	@echo "making .venv with $(PYTHON); installing takes a few minutes and 3 GB"
+	$(PYTHON) -m venv .venv
+
+# Everything that pip cannot install, looked for before anything is made.
+check-system:
+	@if [ -z "$(PYTHON)" ]; then echo "error: no Python found; install Python 3.10, 3.11 or 3.12 (apt-get install python3 python3-venv)" >&2; exit 2; fi
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "error: $(PYTHON) is not Python 3.10, 3.11 or 3.12; install one of them and run make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "error: $(PYTHON) lacks its venv module; apt-get install python3-venv" >&2; exit 2; }
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libGL.so.1"); ctypes.CDLL("libglib-2.0.so.0")' 2>/dev/null \
+	  || { echo "error: libGL, which OpenCV loads, is missing; apt-get install libgl1 libglib2.0-0" >&2; exit 2; }

@@ -1,0 +1,227 @@
+"""The training step against the whole loss differentiated in one piece, and its BN statistics against NumPy."""
+
+import json
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import ROOT, run_script
+from drnet.tiny import tiny_drnet
+from mindspore import Tensor, ops
+from src.gumbelmodule import gumbel_noise
+from src.layers import Resize
+from src.trainer import Trainer, learning_rates, load_state, make_optimizer, save_state
+
+from utils.cli import UserError
+
+BATCH = 12
+RNG = np.random.default_rng(3)
+IMAGES = RNG.standard_normal((BATCH, 3, 32, 32)).astype(np.float32)
+LABELS = RNG.integers(0, 7, BATCH).astype(np.int32)
+# Noise that large decides the choice: 0 and 2 only, so that the group of 24 px is empty.
+CHOICE = np.array([0, 2, 2, 0, 0, 2, 0, 2, 0, 0, 2, 0])
+NOISE = gumbel_noise((BATCH, 3), 1) + 50 * np.eye(3, dtype=np.float32)[CHOICE]
+SOFT_NOISE = gumbel_noise((BATCH, 3), 2)
+
+
+@pytest.fixture(autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def sgd(network, rate=1.0):
+    """Plain gradient descent, so that a step shows the gradient: momentum 0, no decay."""
+    return make_optimizer("sgd", network, np.full(10, rate, np.float32), 0.0, 0.0)
+
+
+def values(network):
+    return {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
+
+
+def whole_loss(drnet, noise, budget):
+    """Equations of the paper for one batch in one function: every image, weighted by its choice, at its resolution."""
+    gmacs = np.array(drnet.gmacs()[1], np.float32)
+    choice = (drnet.predict(Tensor(IMAGES)).asnumpy() + noise).argmax(1)
+    alpha, eta = budget
+
+    def loss():
+        scores = drnet.predict(Tensor(IMAGES)) + Tensor(noise)
+        soft = ops.softmax(scores, -1)
+        hard = Tensor(np.eye(3, dtype=np.float32)[choice])
+        one_hot = hard + soft - ops.stop_gradient(soft)
+        total = 0.0
+        for j, classify in enumerate(drnet.classify):
+            rows = np.flatnonzero(choice == j)
+            if len(rows):
+                logits = classify(Tensor(IMAGES[rows])) * one_hot[Tensor(rows), j : j + 1]
+                log_p = ops.log_softmax(logits, -1)
+                total = total - ops.gather_elements(log_p, 1, Tensor(LABELS[rows][:, None])).sum() / BATCH
+        excess = ((one_hot * Tensor(gmacs)).sum(1).mean() - alpha) / float(gmacs.max() - gmacs.min())
+        return total + eta * ops.relu(excess)
+
+    return loss, choice
+
+
+@pytest.mark.parametrize(
+    ("noise", "budget"), [(NOISE, (10.0, 0.7)), (SOFT_NOISE, (0.001, 0.7))]
+)
+def test_finetune_step_takes_the_gradient_of_the_whole_loss(noise, budget):
+    drnet = tiny_drnet()
+    drnet.set_train(True)
+    weights = [*drnet.classifier.trainable_params(), *drnet.predictor.trainable_params()]
+    before = values(drnet.classifier) | values(drnet.predictor)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    loss, choice = whole_loss(drnet, noise, budget)
+    drnet.set_train(True)
+    wanted, gradients = ms.value_and_grad(loss, None, ms.ParameterTuple(weights))()
+    for network in (drnet.classifier, drnet.predictor):  # undo the statistics of this reference run
+        for parameter in network.get_parameters():
+            parameter.set_data(Tensor(before[parameter.name]))
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+    trainer = Trainer(drnet, [sgd(drnet.classifier), sgd(drnet.predictor)], BATCH, 1, 1.0, budget)
+    result = trainer.step(IMAGES, LABELS, noise)
+    assert result.chosen.tolist() == np.bincount(choice, minlength=3).tolist()
+    assert result.loss == pytest.approx(float(wanted.asnumpy()), rel=1e-5)
+    assert result.images == BATCH
+    after = values(drnet.classifier) | values(drnet.predictor)
+    moved = 0
+    for weight, gradient in zip(weights, gradients):
+        gradient = gradient.asnumpy()
+        step = before[weight.name] - after[weight.name]
+        np.testing.assert_allclose(step, gradient, atol=2e-5 + 2e-4 * np.abs(gradient).max(), err_msg=weight.name)
+        moved += np.abs(gradient).max() > 1e-4
+    assert moved > 60
+
+
+def test_each_bn_learns_from_its_own_images_and_once_a_step():
+    drnet = tiny_drnet()
+    before = values(drnet.classifier) | values(drnet.predictor)
+    trainer = Trainer(drnet, [sgd(drnet.classifier, 1e-9), sgd(drnet.predictor, 1e-9)], BATCH, 1, 1.0, (0.01, 0.2))
+    trainer.step(IMAGES, LABELS, NOISE)
+    after = values(drnet.classifier) | values(drnet.predictor)
+
+    def advanced(name, conv, images):
+        features = conv(Tensor(images)).asnumpy().astype(np.float64)
+        count = features.size / features.shape[1]
+        for kind, new in (
+            ("mean", features.mean((0, 2, 3))),
+            ("variance", features.var((0, 2, 3)) * count / (count - 1)),
+        ):
+            wanted = 0.9 * before[f"{name}.moving_{kind}"] + 0.1 * new
+            np.testing.assert_allclose(after[f"{name}.moving_{kind}"], wanted, rtol=1e-4, atol=1e-5)
+
+    conv = drnet.classifier.conv1
+    advanced("classifier.bn1.bn_0", conv, IMAGES[CHOICE == 0])
+    advanced("classifier.bn1.bn_2", conv, Resize(16)(Tensor(IMAGES[CHOICE == 2])).asnumpy())
+    advanced("predictor.bn1", drnet.predictor.conv1, Resize(16)(Tensor(IMAGES)).asnumpy())
+    for name in before:
+        if ".bn_1." in name and "moving" in name:
+            np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_pretrain_step_sums_the_losses_of_all_resolutions():
+    drnet = tiny_drnet()
+    drnet.set_train(True)
+    weights = drnet.classifier.trainable_params()
+    before = values(drnet.classifier)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+    def loss():
+        return sum(ops.cross_entropy(classify(Tensor(IMAGES)), Tensor(LABELS)) for classify in drnet.classify)
+
+    wanted, gradients = ms.value_and_grad(loss, None, ms.ParameterTuple(weights))()
+    for parameter in drnet.classifier.get_parameters():
+        parameter.set_data(Tensor(before[parameter.name]))
+    ms.set_context(mode=ms.GRAPH_MODE)
+    trainer = Trainer(drnet, [sgd(drnet.classifier)], BATCH)
+    result = trainer.step(IMAGES, LABELS)
+    assert result.loss == pytest.approx(float(wanted.asnumpy()), rel=1e-5)
+    assert result.images == BATCH and result.chosen.tolist() == [BATCH] * 3
+    after = values(drnet.classifier)
+    for weight, gradient in zip(weights, gradients):
+        gradient = gradient.asnumpy()
+        step = before[weight.name] - after[weight.name]
+        np.testing.assert_allclose(step, gradient, atol=2e-5 + 2e-4 * np.abs(gradient).max(), err_msg=weight.name)
+
+
+def test_lone_images_and_empty_batches_do_no_harm():
+    """At these sizes the last feature map is one pixel: a BN cannot learn from one image there."""
+    drnet = tiny_drnet()
+    trainer = Trainer(drnet, [sgd(drnet.classifier, 1e-3), sgd(drnet.predictor, 1e-3)], BATCH, 1, 1.0, (0.001, 0.2))
+    noise = gumbel_noise((BATCH, 3), 1) + 50 * np.eye(3, dtype=np.float32)[[1] + [0] * (BATCH - 1)]
+    assert trainer.step(IMAGES, LABELS, noise).chosen.tolist() == [BATCH - 1, 1, 0]
+    assert trainer.step(IMAGES[:1], LABELS[:1], noise[:1]).images == 0
+    assert trainer.step(IMAGES[:0], LABELS[:0], noise[:0]).images == 0
+    for name, array in (values(drnet.classifier) | values(drnet.predictor)).items():
+        assert np.isfinite(array).all(), name
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    drnet = tiny_drnet()
+    trainer = Trainer(drnet, [sgd(drnet.classifier)], BATCH)
+    bias = drnet.classifier.end_point.bias
+    bias.set_data(Tensor(np.full(bias.shape, np.inf, np.float32)))
+    weights = {weight.name: weight.asnumpy().copy() for weight in drnet.classifier.trainable_params()}
+    with pytest.raises(UserError, match="diverged"):
+        trainer.step(IMAGES, LABELS)
+    for weight in drnet.classifier.trainable_params():
+        np.testing.assert_array_equal(weights[weight.name], weight.asnumpy())
+
+
+def test_two_workers_step_as_one_with_an_empty_group(tmp_path):
+    """Rank 1's images all choose 32 px, so its other groups are empty; BN frozen, since its statistics are local."""
+    script = ROOT / "tests" / "drnet" / "two_workers.py"
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    result = run_script(script, one, "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = run_script(script, two, "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    one, two = np.load(one), np.load(two)
+    assert set(one.files) == set(two.files)
+    assert one["chosen"].tolist() == two["chosen"].tolist() == [[8, 2, 2], [8, 2, 2]]
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+    moved = 0.0
+    for name in one.files:
+        if name not in ("chosen", "loss", "start"):
+            np.testing.assert_allclose(one[name], two[name], atol=1e-5, err_msg=name)
+            moved += np.abs(one[name]).sum()
+    assert np.abs(one["classifier.end_point.bias"] - one["start"]).max() > 1e-4
+
+
+def test_learning_rates_of_a_hand_worked_schedule():
+    rates = learning_rates(0.1, "step", epochs=5, steps=2, warmup_epochs=1, lr_step=2, lr_gamma=0.1)
+    wanted = [0.05, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01, 0.001, 0.001]
+    np.testing.assert_allclose(rates, wanted, rtol=1e-6)
+    rates = learning_rates(0.2, "cosine", epochs=4, steps=1, warmup_epochs=0, lr_step=1, lr_gamma=0.1)
+    np.testing.assert_allclose(rates, [0.2, 0.1 + 0.1 / 2**0.5, 0.1, 0.1 - 0.1 / 2**0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_state_restores_the_next_step_exactly(tmp_path, name):
+    def start():
+        drnet = tiny_drnet()
+        rates = learning_rates(0.01, "cosine", 1, 6, 0.3, 1, 0.1)
+        optimizers = [
+            make_optimizer(name, network, rates, 0.9, 1e-3) for network in (drnet.classifier, drnet.predictor)
+        ]
+        return drnet, optimizers, Trainer(drnet, optimizers, BATCH, 1, 1.0, (0.01, 0.2))
+
+    drnet, optimizers, trainer = start()
+    settings, position = {"lr": 0.01, "sizes": (32, 24, 16)}, {"epoch": 1, "step": 2}
+    for step in range(4):
+        if step == 2:
+            save_state(tmp_path / "resume.ckpt", drnet, optimizers, settings, position)
+        straight = trainer.step(IMAGES, LABELS, gumbel_noise((BATCH, 3), step))
+    wanted = values(drnet.classifier) | values(drnet.predictor)
+
+    drnet, optimizers, trainer = start()
+    assert load_state(tmp_path / "resume.ckpt", drnet, optimizers, settings) == position
+    for step in (2, 3):
+        resumed = trainer.step(IMAGES, LABELS, gumbel_noise((BATCH, 3), step))
+    assert resumed.loss == pytest.approx(straight.loss, abs=1e-6)
+    for key, array in (values(drnet.classifier) | values(drnet.predictor)).items():
+        np.testing.assert_allclose(array, wanted[key], atol=1e-6, err_msg=key)
+    with pytest.raises(UserError, match=r"lr 0\.01 \(now 0\.02\)"):
+        load_state(tmp_path / "resume.ckpt", drnet, optimizers, settings | {"lr": 0.02})
+    assert json.loads(json.dumps(position)) == position

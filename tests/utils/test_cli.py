@@ -1,0 +1,174 @@
+"""Exit statuses and one-line errors of real processes; files that are written whole or not at all."""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from utils.cli import UserError, whole_file
+
+
+def call(body: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run `run(main)` where `body` is that of `main`."""
+    code = f"import sys, utils\nfrom utils.cli import *\ndef main():\n    {body}\nrun(main)"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "body, status, errors",
+    [
+        ("pass", 0, ""),
+        ("return 0", 0, ""),
+        ("return 7", 7, ""),
+        ("raise UserError('no such thing; make one')", 2, "error: no such thing; make one\n"),
+        (r"raise UserError('two\nlines\r\n\n  and\tmore\n')", 2, "error: two lines and more\n"),
+        ("sys.exit(3)", 3, ""),
+    ],
+)
+def test_exit_status(body, status, errors):
+    result = call("print('begun'); " + body)
+    assert (result.returncode, result.stdout, result.stderr) == (status, "begun\n", errors)
+
+
+def test_a_bug_keeps_its_traceback():
+    result = call("{}['key']")
+    assert result.returncode == 1 and "Traceback" in result.stderr and "KeyError: 'key'" in result.stderr
+
+
+WRITING = """
+import sys, time
+from utils.cli import run, whole_file
+def main():
+    with whole_file(sys.argv[1]) as temporary:
+        temporary.write_text("half")
+        {before}
+        print("ready", flush=True)
+        time.sleep(60)
+run(main)
+"""
+# After this, MindSpore's own handler is on SIGINT.
+A_GRAPH = "import mindspore as ms; ms.nn.Dense(2, 3)(ms.Tensor([[1.0, 2.0]])).asnumpy()"
+
+
+@pytest.mark.parametrize(
+    "number, before",
+    [(signal.SIGINT, ""), (signal.SIGTERM, ""), (signal.SIGINT, A_GRAPH)],
+    ids=["INT", "TERM", "graph"],
+)
+def test_interrupt(tmp_path, number, before):
+    command = [sys.executable, "-c", WRITING.format(before=before), str(tmp_path / "file")]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in case these tests run in the background
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=30) == ("", "interrupted\n")
+    assert process.returncode == 130 and os.listdir(tmp_path) == []
+
+
+PARSE = (
+    "p = Parser(prog='eval.py'); p.add_argument('--size', type=int, choices=[1, 2], help='how large'); "
+    "p.add_argument('--name', required=True); print(p.parse_args())"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--name", "x", "--sise", "1"], ["unrecognized arguments", "--sise 1"]),
+        (["--name", "x", "--size", "one"], ["--size", "'one'"]),
+        (["--name", "x", "--size", "3"], ["--size", "3", "1, 2"]),
+        (["--size", "1"], ["required", "--name"]),
+        (["--name"], ["--name", "expected one argument"]),
+    ],
+)
+def test_parser_refuses_in_one_line(arguments, words):
+    result = call(PARSE, *arguments)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.endswith("; see eval.py --help\n")
+    assert result.stderr.count("\n") == 1 and all(word in result.stderr for word in words)
+
+
+def test_parser_still_parses_and_helps():
+    assert call(PARSE, "--name", "x", "--size", "2").stdout == "Namespace(size=2, name='x')\n"
+    result = call(PARSE, "--help")
+    assert result.returncode == 0 and "how large" in result.stdout and result.stderr == ""
+
+
+def test_whole_file_replaces_on_success(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    for text in ("first", "second"):
+        with whole_file(str(path)) as temporary:
+            assert (temporary.parent, temporary.suffix) == (path.parent, ".txt") and temporary != path
+            temporary.write_text(text)
+            assert text == "first" or path.read_text() == "first"
+        assert path.read_text() == text and os.listdir(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), UserError("why")])
+def test_whole_file_keeps_the_old_file_on_failure(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)) as caught, whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert caught.value is error and path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_whole_file_may_be_moved_away_by_the_writer(tmp_path):
+    with pytest.raises(ValueError, match="bug"), whole_file(tmp_path / "file") as temporary:
+        temporary.unlink()
+        raise ValueError("bug")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_whole_file_has_the_permissions_of_any_new_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with whole_file(tmp_path / "file") as temporary:
+            temporary.write_text("text")
+        (tmp_path / "other").write_text("text")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "other")]
+    assert modes == [0o666 & ~umask] * 2
+
+
+@pytest.mark.parametrize("place", ["file/results.json", "/proc/results.json", "/proc/new/results.json", "folder"])
+def test_whole_file_in_an_impossible_place(tmp_path, place):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / place
+    with (
+        pytest.raises(UserError, match=f"cannot write {path}: [A-Z].*; .*choose another place"),
+        whole_file(path) as temp,
+    ):
+        temp.write_text("text")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and os.listdir(tmp_path / "folder") == []
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_whole_file_without_room(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match="make room"), whole_file(path) as temporary:
+            temporary.write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
