@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 
-import utils  # noqa: E402, F401  (sets the environment before any test imports mindspore)
+import utils  # noqa: F401  (sets the environment before any test imports mindspore)
 
 MODELS = {"drnet": "DRNet", "resnest": "ResNeSt", "dynamicquant": "DynamicQuant", "ddrnet": "DDRNet"}
 _modules: dict[str, dict] = {}

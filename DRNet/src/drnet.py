@@ -8,10 +8,10 @@ import mindspore as ms
 import mindspore.nn as nn
 import numpy as np
 from mindspore import Tensor
+
 from src.classifier import resnet50
 from src.layers import Resize
 from src.predictor import predictor
-
 from utils.checkpoint import load_strictly, read_checkpoint, save_checkpoint
 from utils.cli import UserError
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import mindspore.nn as nn
 import numpy as np
 from mindspore import Tensor
+
 from src.dataset import Batch
 from src.drnet import DRNet
 from src.gumbelmodule import GumbelSoftmax, gumbel_noise
-
 from utils.metrics import Progress, Throughput, TopKAccuracy
 
 

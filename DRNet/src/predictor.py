@@ -2,6 +2,7 @@
 
 import mindspore.nn as nn
 from mindspore import Tensor
+
 from src.layers import conv
 
 

@@ -14,9 +14,9 @@ import mindspore as ms
 import mindspore.nn as nn
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
+
 from src.drnet import DRNet, kind_of
 from src.gumbelmodule import GumbelSoftmax
-
 from utils.checkpoint import load_strictly, read_checkpoint, save_checkpoint
 from utils.cli import UserError
 

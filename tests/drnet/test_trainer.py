@@ -62,9 +62,7 @@ def whole_loss(drnet, noise, budget):
     return loss, choice
 
 
-@pytest.mark.parametrize(
-    ("noise", "budget"), [(NOISE, (10.0, 0.7)), (SOFT_NOISE, (0.001, 0.7))]
-)
+@pytest.mark.parametrize(("noise", "budget"), [(NOISE, (10.0, 0.7)), (SOFT_NOISE, (0.001, 0.7))])
 def test_finetune_step_takes_the_gradient_of_the_whole_loss(noise, budget):
     drnet = tiny_drnet()
     drnet.set_train(True)
