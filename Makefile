@@ -6,18 +6,21 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(if $(shell $(name) -c '' 2>/dev/null && echo yes),$(name))))
 ENV := .venv/bin
 CONFIG := --config_path config/resnet50_digits_config.yaml
+# For a shorter demo, such as make demo SAMPLE="--images 20" TRAIN="--epochs 1"
+SAMPLE :=
+TRAIN :=
 
 .PHONY: demo test bench check-system
 .DELETE_ON_ERROR:
 
 demo: .venv/requirements.stamp
 	@set -euo pipefail; export PATH="$(CURDIR)/$(ENV):$$PATH"; \
-	python utils/sample_imagenet.py --output data/digits --exist_ok; \
+	python utils/sample_imagenet.py --output data/digits --exist_ok $(SAMPLE); \
 	cd DRNet; \
 	echo "== 1/3 pre-training the classifier on all resolutions"; \
-	python train.py --stage pretrain $(CONFIG); \
+	python train.py --stage pretrain $(CONFIG) $(TRAIN); \
 	echo "== 2/3 fine-tuning it with the resolution predictor"; \
-	python train.py --stage finetune $(CONFIG); \
+	python train.py --stage finetune $(CONFIG) $(TRAIN); \
 	echo "== 3/3 evaluating on the held-out images, dynamically and at each resolution"; \
 	for size in 32 24 16; do \
 	  python eval.py $(CONFIG) --force_resolution $$size --output_dir ../demo/drnet_$$size > /dev/null; \

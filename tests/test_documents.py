@@ -1,0 +1,110 @@
+"""Runs the commands of the READMEs, taken from the files, in a copy of the repository.
+
+A fenced bash block is run unless the line before it is a comment `<!-- needs: … -->` (an accelerator or ImageNet),
+`<!-- not run: … -->` (this test suite) or `<!-- benchmark -->` (run by `make bench`). Trainings are shortened.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+DOCUMENTS = ["README.md", "DRNet/readme.md", "utils/hccl_tools/README.md"]
+MARK = re.compile(r"<!-- (needs: (ImageNet|Ascend)|not run: .+|benchmark) -->")
+SHORTER = {
+    "make demo": 'make demo SAMPLE="--images 4" TRAIN="--epochs 1 --batch_size 8"',
+    "--output data/digits": "--output data/digits --images 4",
+    "python train.py": "python train.py --epochs 1 --batch_size 8",
+}
+
+
+def blocks(document: Path) -> list[tuple[str, bool]]:
+    """The bash blocks of a Markdown file, each with whether to run it."""
+    found, lines = [], document.read_text().split("\n")
+    for number, line in enumerate(lines):
+        if line.strip() == "```bash":
+            end = next(k for k in range(number + 1, len(lines)) if lines[k].strip() == "```")
+            found.append(("\n".join(lines[number + 1 : end]), not MARK.fullmatch(lines[number - 1].strip())))
+    return found
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The files that git tracks, or would, with the running environment as its .venv."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    copy = tmp_path / "repository"
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    (copy / ".venv").mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        if entry.suffix != ".stamp":
+            (copy / ".venv" / entry.name).symlink_to(entry)
+    for stamp in ("requirements.stamp", "requirements-dev.stamp"):
+        (copy / ".venv" / stamp).touch()
+    return copy
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_run_as_printed(document, copy):
+    commands = [text for text, run in blocks(ROOT / document) if run]
+    assert commands, "nothing to run; is the document still written with bash blocks?"
+    script = "\n".join(commands)
+    for printed, shorter in SHORTER.items():
+        script = script.replace(printed, shorter)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=copy,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    if document == "README.md":
+        assert (copy / "demo" / "drnet.png").read_bytes().startswith(b"\x89PNG")
+        again = subprocess.run(["make", "-n", "demo"], cwd=copy, capture_output=True, text=True)
+        assert "pip install" not in again.stdout, "a second run must not install again"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_marks_hold(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        assert target.startswith("https://") or (ROOT / document).parent.joinpath(target).exists(), target
+    for mark in re.findall(r"<!--.*?-->", text):
+        assert MARK.fullmatch(mark), mark
+    anchors = {
+        re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ \[?([^\]\n]+)", text, re.M)
+    }
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in anchors, anchor
+
+
+def test_every_documented_file_is_there():
+    """The tree of the published document."""
+    for name in (
+        "eval.py",
+        "readme.md",
+        "checkpoint",
+        "fig/DRNet.JPG",
+        "config/resnet50_imagenet2012_config.yaml",
+        "src/predictor.py",
+        "src/classifier.py",
+        "src/dataset.py",
+        "src/gumbelmodule.py",
+        "src/model_utils/config.py",
+    ):
+        assert (ROOT / "DRNet" / name).exists(), name
