@@ -128,7 +128,7 @@ def main() -> int:
                 else:
                     meter.update(images)
                 progress.update(images, loss=f"{totals.loss / totals.steps:.4f}", top1=f"{totals.top1():.2f}%")
-                if result.interrupt:
+                if result.interrupt or (devices == 1 and interrupt.asked):
                     trainer.synchronise()
                     here = {"epoch": epoch, "step": step + 1, "totals": totals.__dict__, "rows": rows, "best": best}
                     if rank == 0:

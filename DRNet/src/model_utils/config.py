@@ -109,10 +109,10 @@ SETTINGS = {
     "sample_gumbel": Setting("sample the resolution with Gumbel noise, as published", yes_no, ("eval",)),
     "predictions": Setting("CSV file for the prediction of every image", optional(str), ("eval",)),
     "download": Setting("get the published checkpoints first", yes_no, ("eval",)),
-    "classifier_url": Setting("where --download gets the classifier", str, ("eval",)),
-    "classifier_sha256": Setting("SHA-256 of that file", str, ("eval",)),
-    "predictor_url": Setting("where --download gets the predictor", str, ("eval",)),
-    "predictor_sha256": Setting("SHA-256 of that file", str, ("eval",)),
+    "classifier_url": Setting("where --download gets the classifier", optional(str), ("eval",)),
+    "classifier_sha256": Setting("SHA-256 of that file; none: any", optional(str), ("eval",)),
+    "predictor_url": Setting("where --download gets the predictor", optional(str), ("eval",)),
+    "predictor_sha256": Setting("SHA-256 of that file; none: any", optional(str), ("eval",)),
     "file_format": Setting("kind of the exported files", str, ("export",), ("MINDIR", "AIR")),
     "epochs": Setting("number of epochs", positive, TRAIN),
     "optimizer": Setting("optimizer", str, TRAIN, ("sgd", "adamw")),
@@ -189,6 +189,13 @@ def _checked(key: str, value, path: Path):
     return values if setting.many else values[0]
 
 
+def _words(value) -> str:
+    """A value as one would write it on the command line."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def _describe(setting: Setting) -> str:
     kinds = {"positive": "a positive integer", "natural": "an integer from 0", "str": "a text"}
     name = setting.kind.__name__
@@ -217,15 +224,17 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
     parser.add_argument("--config_path", help="YAML file with the settings (default: %(default)s)", **config_flag)
     if command == "train":
         parser.add_argument("--stage", choices=TRAIN, required=True, help="part of the training to run")
+    if known.stage:
+        users = (known.stage,)
     for key, setting in SETTINGS.items():
-        if not set(users) & set(setting.users):
-            continue
         stages = [user for user in users if user in setting.users]
-        user = known.stage if known.stage in stages else stages[0]
-        default = _checked(key, _value_for(key, values[key], user, path), path)
-        shown = default
-        if len(stages) > 1 and isinstance(values[key], dict):
-            shown = ", ".join(f"{stage} {values[key].get(stage)}" for stage in stages)
+        if not stages:
+            continue
+        defaults = {stage: _checked(key, _value_for(key, values[key], stage, path), path) for stage in stages}
+        default = defaults[stages[0]]
+        shown = _words(default)
+        if any(value != default for value in defaults.values()):
+            shown = ", ".join(f"{stage} {_words(value)}" for stage, value in defaults.items())
         text = f"{setting.help} (default: {shown})".replace("%", "%%")
         if setting.kind is yes_no:
             parser.add_argument(
@@ -257,6 +266,8 @@ def _check_together(args: argparse.Namespace, command: str) -> None:
         return
     if args.batch_size < (2 if command == "train" else 1):
         raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
+    if command == "eval" and args.download and None in (args.classifier_url, args.predictor_url):
+        raise UserError("--download has nothing to get with this config; set --classifier_url and --predictor_url")
     if command == "eval" and args.force_resolution not in (None, *args.resolutions):
         candidates = " ".join(map(str, args.resolutions))
         raise UserError(f"--force_resolution {args.force_resolution} is none of --resolutions {candidates}")
