@@ -31,7 +31,7 @@ demo: .venv/requirements.stamp
 test: .venv/requirements-dev.stamp
 	$(ENV)/python -m ruff check .
 	$(ENV)/python -m ruff format --check .
-	$(ENV)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(ENV)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 bench: .venv/requirements-dev.stamp
 	$(ENV)/python tests/benchmarks/drnet_routing.py

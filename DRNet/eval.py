@@ -60,9 +60,8 @@ def table(result: Evaluation, resolutions: tuple[int, ...], gmacs: list[float], 
     lines = ["resolution   images    share   top-1 %   top-5 %    GMACs"]
     for candidate, resolution in enumerate(resolutions):
         images = int(result.images[candidate])
-        accuracy = (
-            f"{result.top_of(candidate):9.3f} {result.top_of(candidate, 1):9.3f}" if images else f"{'-':>9} {'-':>9}"
-        )
+        tops = [result.top_of(candidate, column) for column in (0, 1)]
+        accuracy = " ".join(f"{'-':>9}" if top is None else f"{top:9.3f}" for top in tops)
         lines.append(f"{resolution:10} {images:8} {images / total:8.1%} {accuracy} {gmacs[candidate]:8.3f}")
     mean = result.mean_gmacs(gmacs) + predictor_gmacs
     lines.append(f"{'all':>10} {total:8} {1:8.1%} {result.top():9.3f} {result.top(1):9.3f} {mean:8.3f}")
@@ -87,12 +86,12 @@ def summary(args, result: Evaluation, gmacs: list[float], predictor_gmacs: float
         "resolutions": [
             {
                 "resolution": resolution,
-                "images": int(images),
-                "top1": float(100 * correct[0] / images) if images else None,
-                "top5": float(100 * correct[1] / images) if images else None,
-                "gmacs": cost,
+                "images": int(result.images[j]),
+                "top1": result.top_of(j),
+                "top5": result.top_of(j, 1),
+                "gmacs": gmacs[j],
             }
-            for resolution, images, correct, cost in zip(args.resolutions, result.images, result.correct, gmacs)
+            for j, resolution in enumerate(args.resolutions)
         ],
         "classifier_ckpt": args.classifier_ckpt,
         "predictor_ckpt": args.predictor_ckpt,

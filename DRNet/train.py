@@ -89,7 +89,8 @@ def main() -> int:
     augment = Augmentation(tuple(args.crop_scale), tuple(args.crop_ratio), args.flip)
     say(f"{device} x {devices}, {len(train_folder)} training and {len(val_folder)} validation images")
     say("GMACs: " + ", ".join(f"{cost:.3f} at {size}" for size, cost in zip(args.resolutions, gmacs)), end="")
-    say(f"; predictor {predictor_gmacs:.3f}", flush=True)
+    say(f"; predictor {predictor_gmacs:.3f}")
+    say("compiling the training graphs in the first step, which takes a minute or two", flush=True)
 
     # ----- where to start -----
     settings = {key: value for key, value in vars(args).items() if key not in FREE}
@@ -171,8 +172,9 @@ def main() -> int:
             row |= {f"images_{size}": int(evaluation.images[j]) for j, size in enumerate(args.resolutions)}
             row |= {"mean_gmacs": cost + predictor_gmacs if finetune else None}
             each = ", ".join(
-                f"{size}: {evaluation.images[j]} x {evaluation.top_of(j):.2f} %"
-                for j, size in enumerate(args.resolutions)
+                f"{size}: {row[f'images_{size}']}"
+                + (f" x {top:.2f} %" if (top := row[f"top1_{size}"]) is not None else "")
+                for size in args.resolutions
             )
             line += f"; validation top-1 {row['top1']:.2f} % ({each})"
             if finetune:

@@ -123,6 +123,7 @@ class Progress:
             f"{self.description}: {self.done}/{self.total} images, {self.meter.rate():.1f} images/s{words}", flush=True
         )
         self.line_at = time.monotonic() + self.LINE_SECONDS
+        self.meter.reset()  # so that a line tells the speed since the one before
 
     def __exit__(self, *exception) -> None:
         if self.bar is not None:

@@ -125,10 +125,10 @@ class Evaluation:
         """Accuracy in percent over all classified images; column 0 is top-1, 1 is top-5."""
         return 100 * float(self.correct[:, column].sum()) / max(int(self.images.sum()), 1)
 
-    def top_of(self, candidate: int, column: int = 0) -> float:
-        """Accuracy in percent of the images classified at `candidate`; NaN if there are none."""
+    def top_of(self, candidate: int, column: int = 0) -> float | None:
+        """Accuracy in percent of the images classified at `candidate`; None if there are none."""
         images = int(self.images[candidate])
-        return 100 * float(self.correct[candidate, column]) / images if images else float("nan")
+        return 100 * float(self.correct[candidate, column]) / images if images else None
 
     def mean_gmacs(self, gmacs: list[float]) -> float:
         """Mean of the classifier's GMACs per classified image, `gmacs` being C_j."""
