@@ -93,7 +93,7 @@ def main() -> None:
     )
     axis.margins(0.15)
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
     with whole_file(args.output) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     print(f"wrote {args.output}")
