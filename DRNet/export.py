@@ -28,6 +28,8 @@ def main() -> None:
     device = set_device(args.device_target, args.device_id)
     if args.file_format == "AIR" and device != "Ascend":
         raise UserError("AIR files can be exported on Ascend only; use --file_format MINDIR here")
+    if args.file_format == "AIR" and not args.batch_size:
+        raise UserError("an AIR file has a fixed batch size; set --batch_size to 1 or more")
     sizes = architecture_settings(args)
     architecture = Architecture(**sizes, shortcut_bn=shortcut_bn_of(args.classifier_ckpt, sizes))
     drnet = DRNet(architecture)

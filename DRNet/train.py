@@ -116,13 +116,13 @@ def main() -> int:
         )
         meter = Throughput()
         images = args.batch_size * devices
-        with Progress(f"epoch {epoch + 1}/{args.epochs}", steps * images, first * images, show=rank == 0) as progress:
+        bar = Progress(f"epoch {epoch + 1}/{args.epochs}", steps * images, first * images, show=rank == 0)
+        with bar as progress, interrupt.held():
             for step, batch in enumerate(batches, first):
                 for row in batch.corrupt:
                     corrupt(row)
                 noise = gumbel_noise((devices, args.batch_size, len(gmacs)), args.seed, epoch, 2, step)[rank]
-                with interrupt.held():
-                    result = trainer.step(batch.images, batch.labels, noise[: len(batch.labels)], interrupt.asked)
+                result = trainer.step(batch.images, batch.labels, noise[: len(batch.labels)], interrupt.asked)
                 totals.add(result, gmacs)
                 if step == first:
                     meter.reset()  # the first step compiles
@@ -224,7 +224,7 @@ class Totals:
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM: within `held()` they are noted for the end of the step, elsewhere they end the program."""
+    """Ctrl-C and SIGTERM: within `held()` the first is noted for the end of the step, otherwise they end the run."""
 
     def __init__(self):
         self.asked = False
