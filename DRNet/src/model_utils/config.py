@@ -260,6 +260,10 @@ def _check_together(args: argparse.Namespace, command: str) -> None:
         raise UserError(
             f"--resolutions must differ and fall: {' '.join(map(str, sorted(set(args.resolutions))[::-1]))}"
         )
+    if len(args.resolutions) < 2:
+        raise UserError(
+            "--resolutions needs at least two, or there is nothing to choose; eval.py --force_resolution fixes one"
+        )
     if args.image_size > args.resize_size:
         raise UserError(f"--image_size {args.image_size} is larger than --resize_size {args.resize_size}")
     if command == "export":
