@@ -140,10 +140,10 @@ def test_bad_input_ends_with_one_line(place, usual, tmp_path):
         (["--resolutions", "16", "32"], "32 16"),
         (["--force_resolution", "24"], "none of --resolutions 32 16"),
         (["--batch_size", "0"], "--batch_size"),
-        (["--batch_size", "many"], "invalid positive"),
+        (["--batch_size", "many"], "many is not a whole number from 0"),
         (["--no_such_flag"], "unrecognized arguments"),
         (["--config_path", tmp_path / "typo.yaml"], "flipp; did you mean flip?"),
-        (["--config_path", tmp_path / "value.yaml"], "num_classes: 'ten'"),
+        (["--config_path", tmp_path / "value.yaml"], "num_classes: ten is not a whole number from 1"),
         (["--config_path", tmp_path / "short.yaml"], "lacks the key num_classes"),
         (["--config_path", tmp_path / "broken.yaml"], "not valid YAML"),
         (["--config_path", tmp_path / "none.yaml"], "cannot read the config"),
@@ -285,7 +285,7 @@ def test_training_errors(place, tmp_path):
         (["--batch_size", "64"], "set --batch_size lower"),
         (["--batch_size", "1"], "too small"),
         (["--crop_scale", "0.5", "2"], "--crop_scale"),
-        (["--flip", "2"], "invalid fraction"),
+        (["--flip", "2"], "2 is not a number from 0 to 1"),
         (["--optimizer", "lamb"], "invalid choice"),
     ]
     for words, wanted in rows:

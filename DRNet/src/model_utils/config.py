@@ -20,58 +20,38 @@ TRAIN = ("pretrain", "finetune")
 ALL = USERS
 
 
-def optional(kind: Callable) -> Callable:
-    """`kind`, or the word "none" for no value."""
+def number(kind: type, holds: Callable, words: str) -> Callable:
+    """A reader of numbers of `kind` (int or float) for which `holds` is true; `words` describe them."""
 
-    def parse(text):
-        return None if text is None or str(text).lower() == "none" else kind(text)
+    def read(text):
+        try:
+            value = kind(str(text))
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return value
 
-    parse.__name__ = f"{kind.__name__} or none"
-    return parse
-
-
-def positive(text) -> int:
-    """An integer of at least 1."""
-    if float(text) != int(text) or int(text) < 1:
-        raise ValueError
-    return int(text)
+    return read
 
 
-def natural(text) -> int:
-    """An integer of at least 0."""
-    if float(text) != int(text) or int(text) < 0:
-        raise ValueError
-    return int(text)
-
-
-def not_negative(text) -> float:
-    """A number of at least 0."""
-    if not float(text) >= 0:
-        raise ValueError
-    return float(text)
-
-
-def above_zero(text) -> float:
-    """A number above 0."""
-    if not float(text) > 0:
-        raise ValueError
-    return float(text)
-
-
-def fraction(text) -> float:
-    """A number from 0 to 1."""
-    if not 0 <= float(text) <= 1:
-        raise ValueError
-    return float(text)
+natural = number(int, lambda value: value >= 0, "a whole number from 0")
+positive = number(int, lambda value: value >= 1, "a whole number from 1")
+not_negative = number(float, lambda value: 0 <= value < float("inf"), "a number from 0")
+above_zero = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def yes_no(text) -> bool:
-    """true or false."""
-    if isinstance(text, bool):
-        return text
-    if text.lower() not in ("true", "false"):
-        raise ValueError
-    return text.lower() == "true"
+    """Reads true or false."""
+    if str(text).lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+    return str(text).lower() == "true"
+
+
+def optional(read: Callable) -> Callable:
+    """A reader that takes the word "none", for no value, besides what `read` takes."""
+    return lambda text: None if str(text).lower() == "none" else read(text)
 
 
 @dataclass(frozen=True)
@@ -177,15 +157,15 @@ def _value_for(key: str, value, user: str, path: Path):
 def _checked(key: str, value, path: Path):
     """`value` of the file, read as the command line would."""
     setting = SETTINGS[key]
-    values = value if setting.many else [value]
+    values = value if setting.many and isinstance(value, list) else [value]
+    if setting.many != isinstance(value, list) or any(isinstance(item, dict | list) for item in values):
+        raise UserError(f"{path}: {key} takes {'a list of values' if setting.many else 'one value'}, not {value}")
     try:
-        if not isinstance(values, list) or isinstance(value, dict):
-            raise ValueError
         values = [setting.kind(item) for item in values]
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: {key}: {value!r} is not {_describe(setting)}") from error
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{path}: {key}: {error}") from error
     if setting.choices and values[0] not in setting.choices:
-        raise UserError(f"{path}: {key} must be one of {', '.join(setting.choices)}, not {value!r}")
+        raise UserError(f"{path}: {key} must be one of {', '.join(setting.choices)}, not {value}")
     return values if setting.many else values[0]
 
 
@@ -194,13 +174,6 @@ def _words(value) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _describe(setting: Setting) -> str:
-    kinds = {"positive": "a positive integer", "natural": "an integer from 0", "str": "a text"}
-    name = setting.kind.__name__
-    words = kinds.get(name, name.replace("_", " "))
-    return f"a list of such values: {words}" if setting.many else words
 
 
 def load_config(command: str, description: str, argv: list[str] | None = None) -> argparse.Namespace:
