@@ -1,12 +1,14 @@
 """Export DRNet: one file for the predictor, one for the classifier at each resolution, and a manifest in JSON."""
 
+import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import UserError, run
+from utils.cli import UserError, run, whole_file
 from utils.device import set_device
 from utils.metrics import write_results
 
@@ -88,21 +90,26 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str)
         UserError: the loaded file computes something else.
     """
     name = path.with_suffix(f".{file_format.lower()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(0).standard_normal((shape[0] or 2, *shape[1:])).astype(np.float32)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as folder:
-        temporary = Path(folder) / name.name
-        ms.export(cell, Tensor(shape=shape, dtype=ms.float32), file_name=str(temporary), file_format=file_format)
+    with whole_file(name) as temporary, tempfile.TemporaryDirectory() as folder:
+        # MindSpore refuses file names with spaces and the like, so it is given a bare one.
+        here = os.getcwd()
+        os.chdir(folder)
+        try:
+            ms.export(cell, Tensor(shape=shape, dtype=ms.float32), file_name=name.name, file_format=file_format)
+            if file_format == "MINDIR":
+                loaded = nn.GraphCell(ms.load(name.name))(Tensor(images)).asnumpy()
+        finally:
+            os.chdir(here)
         if file_format == "MINDIR":
             live = cell(Tensor(images)).asnumpy()
-            loaded = nn.GraphCell(ms.load(str(temporary)))(Tensor(images)).asnumpy()
             difference = float(np.abs(live - loaded).max()) if live.shape == loaded.shape else float("inf")
             if not difference <= MAX_DIFFERENCE:
                 raise UserError(
                     f"the exported {name.name} computes something else (by {difference:.2g}); nothing written"
                 )
             print(f"{name}: differs from the live network by at most {difference:.1e}", flush=True)
-        temporary.replace(name)
+        shutil.copyfile(Path(folder) / name.name, temporary)
     return name.name
 
 

@@ -3,13 +3,13 @@
 Everything random is drawn from (seed, epoch, image): it does not depend on workers, batch size or interruptions.
 """
 
-import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import mindspore.dataset as ds
 import numpy as np
 from PIL import Image
 
@@ -170,7 +170,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Batch:
-    """images float32 (n, 3, S, S), labels int32 (n,), rows int (n,): positions in the `ImageFolder`.
+    """images float32 (n, 3, S, S), labels int32 (n,), rows int (n,): positions in the `ImageFolder`; n may be 0.
 
     `corrupt` lists the rows whose files cannot be read; they are in none of the arrays.
     """
@@ -181,41 +181,44 @@ class Batch:
     corrupt: list[int]
 
 
-class _Source:
-    """Random access for MindData: row to (image, label, row, readable)."""
+def _batches(
+    folder: ImageFolder,
+    rows: Sequence[int],
+    to_array: Callable[[Image.Image, int], np.ndarray],
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[Batch]:
+    """The images `rows` of `folder`, each made an array by `to_array(image, row)`, in order, two batches read ahead.
 
-    def __init__(self, folder: ImageFolder, image_size: int, to_array):
-        self.folder = folder
-        self.image_size = image_size
-        self.to_array = to_array
+    Threads do it, because decoding and resizing release the interpreter lock. (MindSpore's own pipeline would take over
+    the process's signals, and Ctrl-C would end a training without saving it.)
+    """
 
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def __getitem__(self, row: int):
-        row = int(row)
+    def read(row: int) -> np.ndarray | None:
         try:
-            image, readable = self.to_array(decode(self.folder.paths[row]), row), True
+            return to_array(decode(folder.paths[row]), row)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            image, readable = np.zeros((3, self.image_size, self.image_size), np.float32), False
-        return image, self.folder.labels[row], np.int64(row), np.bool_(readable)
+            return None
 
+    def batch(rows: Sequence[int], futures: list[Future]) -> Batch:
+        arrays = [future.result() for future in futures]
+        good = np.array([row for row, array in zip(rows, arrays) if array is not None], int)
+        corrupt = [row for row, array in zip(rows, arrays) if array is None]
+        images = [array for array in arrays if array is not None]
+        return Batch(np.stack(images) if images else np.zeros(0), folder.labels[good], good, corrupt)
 
-def _batches(source: _Source, rows: list[int], batch_size: int, num_workers: int) -> Iterator[Batch]:
-    if not rows:
-        return
-    pipeline = ds.GeneratorDataset(
-        source,
-        ["image", "label", "row", "readable"],
-        sampler=rows,
-        num_parallel_workers=min(num_workers, len(rows), multiprocessing.cpu_count()),  # MindData takes no more
-        python_multiprocessing=False,  # decoding and resizing release the interpreter lock
-    ).batch(batch_size)
-    for images, labels, row, readable in pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True):
-        corrupt = [int(r) for r in row[~readable]]
-        if corrupt:
-            images, labels, row = images[readable], labels[readable], row[readable]
-        yield Batch(images, labels, row, corrupt)
+    pool = ThreadPoolExecutor(num_workers)
+    ahead: deque = deque()
+    try:
+        for first in range(0, len(rows), batch_size):
+            part = rows[first : first + batch_size]
+            ahead.append((part, [pool.submit(read, row) for row in part]))
+            if len(ahead) > 2:
+                yield batch(*ahead.popleft())
+        while ahead:
+            yield batch(*ahead.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def evaluation_batches(
@@ -228,8 +231,11 @@ def evaluation_batches(
     ranks: int = 1,
 ) -> Iterator[Batch]:
     """Every image of `folder` once, in order (every `ranks`-th, for one of several processes), the last batch short."""
-    source = _Source(folder, image_size, lambda image, row: preprocess(image, image_size, resize_size))
-    return _batches(source, list(range(rank, len(folder), ranks)), batch_size, num_workers)
+
+    def view(image: Image.Image, row: int) -> np.ndarray:
+        return preprocess(image, image_size, resize_size)
+
+    return _batches(folder, range(rank, len(folder), ranks), view, batch_size, num_workers)
 
 
 def training_batches(
@@ -256,4 +262,4 @@ def training_batches(
     order = np.random.default_rng([seed, epoch, 0]).permutation(len(folder))
     steps = len(folder) // (batch_size * ranks)
     order = order[: steps * batch_size * ranks].reshape(steps, ranks, batch_size)[first_step:, rank].ravel()
-    return _batches(_Source(folder, image_size, view), order.tolist(), batch_size, num_workers)
+    return _batches(folder, order.tolist(), view, batch_size, num_workers)

@@ -79,9 +79,7 @@ SETTINGS = {
     "device_target": Setting("device; auto: Ascend if there is one, else GPU, else CPU", str, ALL, DEVICES),
     "device_id": Setting("number of the device", natural, ALL),
     "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL),
-    "num_workers": Setting(
-        "threads that read images, at most one per core; 0: one per core", natural, ("eval", *TRAIN)
-    ),
+    "num_workers": Setting("threads that read images; 0: one per core", natural, ("eval", *TRAIN)),
     "seed": Setting("seed of every random draw", natural, ("eval", *TRAIN)),
     "output_dir": Setting("folder for everything written", str, ALL),
     "strict": Setting("stop at the first image that cannot be read", yes_no, ("eval", *TRAIN)),
