@@ -3,7 +3,7 @@
 import mindspore.nn as nn
 from mindspore import Tensor
 
-from src.layers import conv
+from src.layers import MaxPool, conv
 
 SHORTCUT_BN = ("published", "per_resolution")
 
@@ -86,7 +86,7 @@ class ResNet(nn.Cell):
         self.conv1 = conv(3, 64, 7, 2)
         self.bn1 = ResolutionAwareBN(64, num_resolutions)
         self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, 2, pad_mode="pad", padding=1)
+        self.maxpool = MaxPool()
         stages = []
         in_channels = 64
         for stage, blocks in enumerate(layers):

@@ -3,7 +3,7 @@
 import mindspore.nn as nn
 from mindspore import Tensor
 
-from src.layers import conv
+from src.layers import MaxPool, conv
 
 
 class BasicBlock(nn.Cell):
@@ -49,7 +49,7 @@ class Predictor(nn.Cell):
         self.conv1 = conv(3, 64, 7, 2)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, 2, pad_mode="pad", padding=1)
+        self.maxpool = MaxPool()
         self.layer1 = nn.SequentialCell(BasicBlock(64, 64))
         self.layer2 = nn.SequentialCell(BasicBlock(64, 128, 2))
         self.layer3 = nn.SequentialCell(BasicBlock(128, 256, 2))
