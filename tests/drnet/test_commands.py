@@ -278,6 +278,22 @@ def test_training_on_two_workers(place, tmp_path, command):
     assert (tmp_path / "o ut" / "classifier_net.ckpt").is_file()
 
 
+def test_own_classes_with_a_new_head_and_a_corrupt_image(place, tmp_path):
+    words = ["--output", tmp_path / "five", "--images", "4", "--classes", "5"]
+    assert run_script(ROOT / "utils/sample_imagenet.py", *words, cwd=tmp_path).returncode == 0
+    broken = sorted((tmp_path / "five" / "train" / "2").iterdir())[0]
+    broken.write_bytes(b"no image")
+    own = ["--data_path", tmp_path / "five", "--num_classes", "5", "--epochs", "1"]
+    refused = run_script(*train(place, tmp_path / "o", *own), cwd=FOLDER)
+    assert "train with --new_head for other classes" in one_line_error(refused)
+    result = run_script(*train(place, tmp_path / "o", *own, "--new_head"), cwd=FOLDER)
+    assert result.returncode == 0, result.stderr
+    assert "trained from nothing: end_point.weight, end_point.bias" in result.stdout
+    assert result.stderr.strip() == f"warning: {broken} cannot be read as an image; going on without it"
+    assert "1 training images could not be read" in result.stdout
+    assert checkpoint(tmp_path / "o" / "classifier_net.ckpt")["end_point.weight"].shape == (5, 2048)
+
+
 def test_training_errors(place, tmp_path):
     rows = [
         (["--classifier_ckpt", "none"], "starts from a pre-trained classifier"),
