@@ -9,10 +9,11 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from utils.cli import UserError, run
 from utils.device import set_device
 from utils.download import download
+from utils.images import CorruptImages, ImageFolder, open_split
 from utils.metrics import write_results, write_rows
 
 # isort: split
-from src.dataset import CorruptImages, ImageFolder, evaluation_batches, open_split
+from src.dataset import evaluation_batches
 from src.drnet import Architecture, DRNet, load_networks, shortcut_bn_of
 from src.evaluation import Evaluation, dynamic_route, evaluate, fixed_route
 from src.model_utils.config import architecture_settings, load_config

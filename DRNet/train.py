@@ -1,16 +1,15 @@
 """Train DRNet: `--stage pretrain` the classifier on all resolutions, then `--stage finetune` it with the predictor."""
 
-import contextlib
 import os
-import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import UserError, run
+from utils.cli import Interrupt, UserError, run
 from utils.device import set_device
+from utils.images import CorruptImages, open_split
 from utils.launcher import is_worker, launch
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
@@ -18,7 +17,7 @@ from utils.metrics import Progress, Throughput, write_results, write_rows
 import mindspore as ms
 import numpy as np
 from mindspore.communication import get_group_size, get_rank, init
-from src.dataset import Augmentation, CorruptImages, evaluation_batches, open_split, training_batches
+from src.dataset import Augmentation, evaluation_batches, training_batches
 from src.drnet import Architecture, DRNet, load_networks, save_networks, shortcut_bn_of
 from src.evaluation import Evaluation, dynamic_route, evaluate, fixed_route
 from src.gumbelmodule import gumbel_noise
@@ -26,7 +25,17 @@ from src.model_utils.config import architecture_settings, load_config
 from src.trainer import StepResult, Trainer, learning_rates, load_state, make_optimizer, read_state, save_state
 
 # May differ between an interrupted run and the one that resumes it.
-FREE = ("config_path", "data_path", "device_target", "device_id", "num_workers", "output_dir", "resume", "strict")
+FREE = (
+    "config_path",
+    "given",
+    "data_path",
+    "device_target",
+    "device_id",
+    "num_workers",
+    "output_dir",
+    "resume",
+    "strict",
+)
 FREE += ("classifier_ckpt", "predictor_ckpt", "new_head")
 # An epoch whose mean cost exceeds the budget by more than this share is best only if no other epoch keeps to it.
 TOLERANCE = 0.05
@@ -221,29 +230,6 @@ class Totals:
     def top1(self) -> float:
         """Top-1 in percent over all passes through the classifier."""
         return 100 * self.correct / max(self.passes, 1)
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM: within `held()` the first is noted for the end of the step, otherwise they end the run."""
-
-    def __init__(self):
-        self.asked = False
-        self.holding = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number, frame) -> None:
-        if not self.holding or self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    @contextlib.contextmanager
-    def held(self):
-        self.holding = True
-        try:
-            yield
-        finally:
-            self.holding = False
 
 
 def over_devices(evaluation: Evaluation, trainer: Trainer) -> Evaluation:

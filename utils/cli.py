@@ -37,6 +37,29 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
+class Interrupt:
+    """Ctrl-C and SIGTERM: within `held()` the first is noted for the end of the step, otherwise they end the run."""
+
+    def __init__(self):
+        self.asked = False
+        self.holding = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number, frame) -> None:
+        if not self.holding or self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextlib.contextmanager
+    def held(self):
+        self.holding = True
+        try:
+            yield
+        finally:
+            self.holding = False
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; it takes the name `path` if the block succeeds, else it is removed.

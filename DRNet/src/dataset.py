@@ -1,9 +1,8 @@
-"""ImageNet-layout folders, and the published evaluation and the paper's training preprocessing.
+"""The published evaluation and the paper's training preprocessing.
 
 Everything random is drawn from (seed, epoch, image): it does not depend on workers, batch size or interruptions.
 """
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,91 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.cli import UserError
+from utils.images import UNREADABLE, Batch, ImageFolder, epoch_rows
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-
-
-class ImageFolder:
-    """The images of one split: `<root>/<class>/<image>`.
-
-    A class's label is its position among the sorted class folders or, if the file `classes.txt` stands in the folder or
-    beside it, its line there: so a sample of a data set keeps the labels of the whole.
-
-    Attributes:
-        paths: the image files, by class, then by name.
-        labels: int32 (len(paths),).
-        classes: class names in label order.
-
-    Raises:
-        UserError: no such folder, no class folders, a class folder without images or not in `classes.txt`.
-    """
-
-    def __init__(self, root: Path):
-        if not root.is_dir():
-            raise UserError(f"no folder {root}; set --data_path to an ImageNet root (with train/ and val/) or a split")
-        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        if not folders:
-            raise UserError(f"{root} has no class folders; images belong into {root}/<class>/")
-        listing = next((path for path in (root / "classes.txt", root.parent / "classes.txt") if path.is_file()), None)
-        self.classes = listing.read_text().split("\n") if listing else [folder.name for folder in folders]
-        self.classes = [name.strip() for name in self.classes if name.strip()]
-        number = {name: label for label, name in enumerate(self.classes)}
-        self.paths: list[Path] = []
-        labels: list[int] = []
-        for folder in folders:
-            if folder.name not in number:
-                raise UserError(f"class folder {folder} is not in {listing}; add it there or move the folder away")
-            images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-            if not images:
-                raise UserError(f"class folder {folder} holds no images; fill it or remove it (and check the labels)")
-            self.paths += images
-            labels += [number[folder.name]] * len(images)
-        self.labels = np.array(labels, np.int32)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-class CorruptImages:
-    """Called with the row of each image that cannot be read: names it once, or stops there if `strict`."""
-
-    def __init__(self, folder: ImageFolder, strict: bool):
-        self.folder = folder
-        self.strict = strict
-        self.rows: set[int] = set()
-
-    def __call__(self, row: int) -> None:
-        path = self.folder.paths[row]
-        if self.strict:
-            raise UserError(f"{path} cannot be read as an image; replace it, or leave out --strict")
-        if row not in self.rows:
-            print(f"warning: {path} cannot be read as an image; going on without it", file=sys.stderr, flush=True)
-        self.rows.add(row)
-
-
-def open_split(data_path: str | Path, split: str, num_classes: int) -> ImageFolder:
-    """The images of `split` ("train" or "val") under the root `data_path`, or of `data_path` if it is a split itself.
-
-    Raises:
-        UserError: as `ImageFolder`; also if the number of classes is not `num_classes`.
-    """
-    root = Path(data_path)
-    if (root / split).is_dir():
-        root = root / split
-    elif (root / "train").is_dir() or (root / "val").is_dir():
-        raise UserError(
-            f"{root} has no {split}/; add it, or set --data_path to the folder that holds the class folders"
-        )
-    images = ImageFolder(root)
-    if len(images.classes) != num_classes:
-        raise UserError(
-            f"{root} has {len(images.classes)} classes, not {num_classes}; set --num_classes {len(images.classes)}, "
-            "or, if it is a part of a larger data set, list all class names in a file classes.txt beside it"
-        )
-    return images
 
 
 def decode(path: Path) -> Image.Image:
@@ -168,19 +86,6 @@ class Augmentation:
         return to_tensor(image)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """images float32 (n, 3, S, S), labels int32 (n,), rows int (n,): positions in the `ImageFolder`; n may be 0.
-
-    `corrupt` lists the rows whose files cannot be read; they are in none of the arrays.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    rows: np.ndarray
-    corrupt: list[int]
-
-
 def _batches(
     folder: ImageFolder,
     rows: Sequence[int],
@@ -197,7 +102,7 @@ def _batches(
     def read(row: int) -> np.ndarray | None:
         try:
             return to_array(decode(folder.paths[row]), row)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except UNREADABLE:
             return None
 
     def batch(rows: Sequence[int], futures: list[Future]) -> Batch:
@@ -259,7 +164,5 @@ def training_batches(
     def view(image: Image.Image, row: int) -> np.ndarray:
         return augment(image, image_size, np.random.default_rng([seed, epoch, 1, row]))
 
-    order = np.random.default_rng([seed, epoch, 0]).permutation(len(folder))
-    steps = len(folder) // (batch_size * ranks)
-    order = order[: steps * batch_size * ranks].reshape(steps, ranks, batch_size)[first_step:, rank].ravel()
-    return _batches(folder, order.tolist(), view, batch_size, num_workers)
+    rows = epoch_rows(len(folder), batch_size, seed, epoch, first_step, rank, ranks)
+    return _batches(folder, rows, view, batch_size, num_workers)

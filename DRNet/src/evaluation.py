@@ -7,9 +7,9 @@ import mindspore.nn as nn
 import numpy as np
 from mindspore import Tensor
 
-from src.dataset import Batch
 from src.drnet import DRNet
 from src.gumbelmodule import GumbelSoftmax, gumbel_noise
+from utils.images import Batch
 from utils.metrics import Progress, Throughput, TopKAccuracy
 
 

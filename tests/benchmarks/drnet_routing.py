@@ -26,9 +26,10 @@ import numpy as np
 from golden.recipe import images as recipe_images
 from golden.recipe import value
 from mindspore import Tensor
-from src.dataset import Batch
 from src.drnet import Architecture, Classify, DRNet
 from src.evaluation import Route, evaluate
+
+from utils.images import Batch
 
 
 def batches(pool: np.ndarray, count: int, size: int):

@@ -1,4 +1,4 @@
-"""Preprocessing against the published pipeline; folders, order, augmentation and corrupt files."""
+"""Preprocessing against the published pipeline; order, augmentation and corrupt files."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
-from src.dataset import (
-    Augmentation,
-    ImageFolder,
-    decode,
-    evaluation_batches,
-    open_split,
-    preprocess,
-    training_batches,
-)
+from src.dataset import Augmentation, decode, evaluation_batches, preprocess, training_batches
 
-from utils.cli import UserError
+from utils.images import ImageFolder
 
 EXPECTED = json.loads((Path(__file__).parents[1] / "golden" / "preprocessing.json").read_text())["DRNet"]
 AUGMENT = Augmentation((0.3, 1.0), (0.75, 4 / 3), 0.5)
@@ -63,39 +55,6 @@ def test_other_colour_modes_become_rgb(tmp_path, mode):
     path = tmp_path / ("image.jpg" if mode in ("L", "CMYK") else "image.png")
     Image.new(mode, (30, 20)).save(path)
     assert decode(path).mode == "RGB"
-
-
-def test_labels_and_order(folder):
-    assert folder.classes == ["a", "b", "c"]
-    assert [path.parent.name for path in folder.paths] == ["a"] * 5 + ["b"] * 4 + ["c"] * 3
-    assert folder.labels.tolist() == [0] * 5 + [1] * 4 + [2] * 3
-
-
-def test_classes_txt_keeps_the_labels_of_the_whole_data_set(folder, tmp_path):
-    (tmp_path / "classes.txt").write_text("0\na\nb\nb2\nc\n")
-    labels = open_split(tmp_path, "val", 5).labels
-    assert sorted(set(labels.tolist())) == [1, 2, 4]
-    (tmp_path / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match=r"c is not in .*classes\.txt"):
-        open_split(tmp_path, "val", 2)
-
-
-def test_a_split_itself_may_be_given(folder, tmp_path):
-    assert len(open_split(tmp_path / "val", "val", 3)) == len(open_split(tmp_path, "val", 3)) == 12
-
-
-def test_bad_folders(folder, tmp_path):
-    with pytest.raises(UserError, match="no folder"):
-        open_split(tmp_path / "nowhere", "val", 3)
-    with pytest.raises(UserError, match="has no train/"):
-        open_split(tmp_path, "train", 3)
-    with pytest.raises(UserError, match="set --num_classes 3"):
-        open_split(tmp_path, "val", 1000)
-    (tmp_path / "val" / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no images"):
-        open_split(tmp_path, "val", 4)
-    with pytest.raises(UserError, match="no class folders"):
-        open_split(tmp_path / "val" / "a", "val", 3)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(5, 1), (12, 3), (50, 2)])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from drnet.tiny import random_batches, tiny_drnet
 from mindspore import Tensor
-from src.dataset import Batch
 from src.evaluation import Queues, dynamic_route, evaluate, fixed_route
 
 from utils.cli import UserError
+from utils.images import Batch
 
 COUNT = 53
 

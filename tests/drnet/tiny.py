@@ -4,8 +4,9 @@ import numpy as np
 from golden.recipe import value
 from mindspore import Tensor
 from src.classifier import ResNet
-from src.dataset import Batch
 from src.drnet import CLASSIFIER, Architecture, Classify, DRNet
+
+from utils.images import Batch
 
 
 def tiny_drnet(resolutions=(32, 24, 16), num_classes=7, predictor_size=16, image_size=32) -> DRNet:

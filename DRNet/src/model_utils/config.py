@@ -1,69 +1,16 @@
-"""Settings: values from a YAML file, each of which can be given on the command line.
-
-A value in the file that is a mapping holds one value per command or training stage (keys of `USERS`).
-"""
+"""The settings of DRNet: the keys of its config files and the flags of its commands."""
 
 import argparse
-import difflib
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from utils.cli import Parser, UserError
+from utils import config
+from utils.cli import UserError
+from utils.config import Setting, above_zero, fraction, natural, not_negative, optional, positive, yes_no
 from utils.device import DEVICES
 
-USERS = ("eval", "export", "pretrain", "finetune")
 TRAIN = ("pretrain", "finetune")
-ALL = USERS
-
-
-def number(kind: type, holds: Callable, words: str) -> Callable:
-    """A reader of numbers of `kind` (int or float) for which `holds` is true; `words` describe them."""
-
-    def read(text):
-        try:
-            value = kind(str(text))
-        except ValueError:
-            value = None
-        if value is None or not holds(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {words}")
-        return value
-
-    return read
-
-
-natural = number(int, lambda value: value >= 0, "a whole number from 0")
-positive = number(int, lambda value: value >= 1, "a whole number from 1")
-not_negative = number(float, lambda value: 0 <= value < float("inf"), "a number from 0")
-above_zero = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
-fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-
-
-def yes_no(text) -> bool:
-    """Reads true or false."""
-    if str(text).lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
-    return str(text).lower() == "true"
-
-
-def optional(read: Callable) -> Callable:
-    """A reader that takes the word "none", for no value, besides what `read` takes."""
-    return lambda text: None if str(text).lower() == "none" else read(text)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting: what it means, how its text is read, who uses it (of `USERS`); `many` for a list of values."""
-
-    help: str
-    kind: Callable
-    users: tuple[str, ...]
-    choices: tuple[str, ...] | None = None
-    many: bool = False
-
+ALL = ("eval", "export", *TRAIN)
+CONFIG = Path(__file__).resolve().parents[2] / "config" / "resnet50_imagenet2012_config.yaml"
 
 SETTINGS = {
     "data_path": Setting("ImageNet root with train/ and val/, or a single split", str, ("eval", *TRAIN)),
@@ -121,107 +68,14 @@ SETTINGS = {
 }
 
 
-def _read(path: Path, users: tuple[str, ...]) -> dict:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}; set --config_path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a list of `key: value` lines")
-    for key in values:
-        if key not in SETTINGS:
-            near = difflib.get_close_matches(str(key), SETTINGS, 1)
-            hint = f"did you mean {near[0]}?" if near else "remove it"
-            raise UserError(f"{path} has an unknown key {key}; {hint}")
-    for key, setting in SETTINGS.items():
-        if key not in values and set(users) & set(setting.users):
-            raise UserError(f"{path} lacks the key {key}; copy it from config/resnet50_imagenet2012_config.yaml")
-    return values
-
-
-def _value_for(key: str, value, user: str, path: Path):
-    if isinstance(value, dict):
-        unknown = set(value) - set(USERS)
-        if unknown:
-            raise UserError(f"{path}: {key} knows {', '.join(USERS)}, not {', '.join(map(str, sorted(unknown)))}")
-        if user not in value:
-            raise UserError(f"{path}: {key} has no value for {user}")
-        value = value[user]
-    return value
-
-
-def _checked(key: str, value, path: Path):
-    """`value` of the file, read as the command line would."""
-    setting = SETTINGS[key]
-    values = value if setting.many and isinstance(value, list) else [value]
-    if setting.many != isinstance(value, list) or any(isinstance(item, dict | list) for item in values):
-        raise UserError(f"{path}: {key} takes {'a list of values' if setting.many else 'one value'}, not {value}")
-    try:
-        values = [setting.kind(item) for item in values]
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"{path}: {key}: {error}") from error
-    if setting.choices and values[0] not in setting.choices:
-        raise UserError(f"{path}: {key} must be one of {', '.join(setting.choices)}, not {value}")
-    return values if setting.many else values[0]
-
-
-def _words(value) -> str:
-    """A value as one would write it on the command line."""
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
 def load_config(command: str, description: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The settings of `command` ("eval", "export" or "train") from the config file and the command line.
 
     Raises:
-        UserError: an unknown flag or key, a value of the wrong kind, a config file that cannot be read.
+        UserError: as `utils.config.load_config`; also values that do not go together.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    folder = Path(__file__).resolve().parents[2]
-    first = Parser(add_help=False, allow_abbrev=False, prog=f"{command}.py")
-    config_flag = {"default": str(folder / "config" / "resnet50_imagenet2012_config.yaml")}
-    first.add_argument("--config_path", **config_flag)
-    first.add_argument("--stage", choices=TRAIN)
-    known, _ = first.parse_known_args(argv)
-    path = Path(known.config_path)
-    users = TRAIN if command == "train" else (command,)
-    values = _read(path, users)
-
-    parser = Parser(prog=f"{command}.py", description=description, allow_abbrev=False)
-    parser.add_argument("--config_path", help="YAML file with the settings (default: %(default)s)", **config_flag)
-    if command == "train":
-        parser.add_argument("--stage", choices=TRAIN, required=True, help="part of the training to run")
-    if known.stage:
-        users = (known.stage,)
-    for key, setting in SETTINGS.items():
-        stages = [user for user in users if user in setting.users]
-        if not stages:
-            continue
-        defaults = {stage: _checked(key, _value_for(key, values[key], stage, path), path) for stage in stages}
-        default = defaults[stages[0]]
-        shown = _words(default)
-        if any(value != default for value in defaults.values()):
-            shown = ", ".join(f"{stage} {_words(value)}" for stage, value in defaults.items())
-        text = f"{setting.help} (default: {shown})".replace("%", "%%")
-        if setting.kind is yes_no:
-            parser.add_argument(
-                f"--{key}", type=yes_no, nargs="?", const=True, default=default, help=text, metavar="BOOL"
-            )
-        else:
-            parser.add_argument(
-                f"--{key}",
-                type=setting.kind,
-                nargs="+" if setting.many else None,
-                choices=setting.choices,
-                default=default,
-                help=text,
-                metavar=None if setting.choices else key.upper(),
-            )
-    args = parser.parse_args(argv)
+    stages = TRAIN if command == "train" else ()
+    args = config.load_config(command, description, SETTINGS, CONFIG, stages, argv=argv)
     _check_together(args, command)
     return args
 

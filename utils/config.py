@@ -1,0 +1,204 @@
+"""Settings of a model folder: values from a YAML file, each of which can be given on the command line.
+
+A folder lists its settings in a table, name to `Setting`; `load_config` reads file and flags by it. A value in the file
+that is a mapping holds one value per command or training stage.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from utils.cli import Parser, UserError
+
+
+def number(kind: type, holds: Callable, words: str) -> Callable:
+    """A reader of numbers of `kind` (int or float) for which `holds` is true; `words` describe them."""
+
+    def read(text):
+        try:
+            value = float(str(text))
+            value = int(str(text)) if kind is int and not value.is_integer() else kind(value)
+        except (ValueError, OverflowError):
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return value
+
+    return read
+
+
+natural = number(int, lambda value: value >= 0, "a whole number from 0")
+positive = number(int, lambda value: value >= 1, "a whole number from 1")
+not_negative = number(float, lambda value: 0 <= value < float("inf"), "a number from 0")
+above_zero = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def yes_no(text) -> bool:
+    """Reads true or false."""
+    if str(text).lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+    return str(text).lower() == "true"
+
+
+def optional(read: Callable) -> Callable:
+    """A reader that takes the word "none", for no value, besides what `read` takes."""
+    return lambda text: None if str(text).lower() == "none" else read(text)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: what it means, how its text is read, which commands or stages use it.
+
+    choices: the only values allowed. many: a list of values. aliases: other names of the same setting, as flags and in
+    the file. own: users for which a plain value in the file does not count, each with its value.
+    """
+
+    help: str
+    kind: Callable
+    users: tuple[str, ...]
+    choices: tuple[str, ...] | None = None
+    many: bool = False
+    aliases: tuple[str, ...] = ()
+    own: Mapping[str, object] = field(default_factory=dict)
+
+
+def load_config(
+    command: str,
+    description: str,
+    settings: Mapping[str, Setting],
+    default: Path,
+    stages: tuple[str, ...] = (),
+    config_aliases: tuple[str, ...] = (),
+    argv: list[str] | None = None,
+) -> argparse.Namespace:
+    """The settings of `command` ("eval", "export", …) from the config file and the command line.
+
+    Args:
+        settings: the table; `command`, or each of its `stages`, is one of the users in it.
+        default: the config file if `--config_path` does not name another.
+        stages: parts of the command, of which the flag `--stage` then chooses one.
+        config_aliases: other names of the flag `--config_path`.
+
+    Returns:
+        a value for every setting that the command uses, `config_path`, and `given`: the settings that stood on the
+        command line, as a dict of name to the flag used.
+
+    Raises:
+        UserError: an unknown flag or key, a value of the wrong kind, a config file that cannot be read.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    config_flags = [f"--{name}" for name in ("config_path", *config_aliases)]
+    first = Parser(add_help=False, allow_abbrev=False, prog=f"{command}.py")
+    first.set_defaults(given={})
+    first.add_argument(*config_flags, default=str(default), action=_Store)
+    if stages:
+        first.add_argument("--stage", choices=stages)
+    known, _ = first.parse_known_args(argv)
+    path = Path(known.config_path)
+    users = stages or (command,)
+    values = _read(path, settings, users, default)
+
+    parser = Parser(prog=f"{command}.py", description=description, allow_abbrev=False)
+    parser.set_defaults(given={})
+    parser.add_argument(
+        *config_flags, default=str(default), action=_Store, help="YAML file with the settings (default: %(default)s)"
+    )
+    if stages:
+        parser.add_argument("--stage", choices=stages, required=True, help="part of the training to run")
+        users = (known.stage,) if known.stage else users
+    for key, setting in settings.items():
+        own_users = [user for user in users if user in setting.users]
+        if not own_users:
+            continue
+        defaults = {user: _checked(key, setting, values, user, settings, path) for user in own_users}
+        value = defaults[own_users[0]]
+        shown = _words(value)
+        if any(other != value for other in defaults.values()):
+            shown = ", ".join(f"{user} {_words(other)}" for user, other in defaults.items())
+        options = {"default": value, "help": f"{setting.help} (default: {shown})".replace("%", "%%"), "action": _Store}
+        flags = [f"--{name}" for name in (key, *setting.aliases)]
+        if setting.kind is yes_no:
+            parser.add_argument(*flags, type=yes_no, nargs="?", const=True, metavar="BOOL", **options)
+        else:
+            parser.add_argument(
+                *flags,
+                type=setting.kind,
+                nargs="+" if setting.many else None,
+                choices=setting.choices,
+                metavar=None if setting.choices else key.upper(),
+                **options,
+            )
+    return parser.parse_args(argv)
+
+
+class _Store(argparse.Action):
+    """Stores the value and notes the flag; two names of one setting must not disagree."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = namespace.given.get(self.dest)
+        if before not in (None, option_string) and getattr(namespace, self.dest) != values:
+            raise UserError(f"{before} and {option_string} are one setting with two values; give one of them")
+        namespace.given = {**namespace.given, self.dest: option_string}
+        setattr(namespace, self.dest, values)
+
+
+def _read(path: Path, settings: Mapping[str, Setting], users: tuple[str, ...], default: Path) -> dict:
+    """The content of the file, under the settings' first names."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}; set --config_path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a list of `key: value` lines")
+    names = {name: key for key, setting in settings.items() for name in (key, *setting.aliases)}
+    found: dict = {}
+    for name, value in values.items():
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, 1)
+            hint = f"did you mean {near[0]}?" if near else "remove it"
+            raise UserError(f"{path} has an unknown key {name}; {hint}")
+        if found.setdefault(names[name], value) != value:
+            raise UserError(f"{path} has two values for {names[name]}, one of them as {name}; keep one")
+    for key, setting in settings.items():
+        if key not in found and set(users) & (set(setting.users) - set(setting.own)):
+            raise UserError(f"{path} lacks the key {key}; copy it from {default.parent.name}/{default.name}")
+    return found
+
+
+def _checked(key: str, setting: Setting, values: dict, user: str, settings: Mapping[str, Setting], path: Path):
+    """The value for `user`, read as the command line would."""
+    value = values.get(key)
+    if isinstance(value, dict):
+        known = {user for setting in settings.values() for user in setting.users}
+        if unknown := set(value) - known:
+            raise UserError(f"{path}: {key} knows {', '.join(sorted(known))}, not {', '.join(map(str, unknown))}")
+        if user not in value:
+            raise UserError(f"{path}: {key} has no value for {user}")
+        value = value[user]
+    elif user in setting.own:
+        return setting.own[user]
+    items = value if setting.many and isinstance(value, list) else [value]
+    if setting.many != isinstance(value, list) or any(isinstance(item, dict | list) for item in items):
+        raise UserError(f"{path}: {key} takes {'a list of values' if setting.many else 'one value'}, not {value}")
+    try:
+        items = [setting.kind(item) for item in items]
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{path}: {key}: {error}") from error
+    if setting.choices and items[0] not in setting.choices:
+        raise UserError(f"{path}: {key} must be one of {', '.join(setting.choices)}, not {value}")
+    return items if setting.many else items[0]
+
+
+def _words(value) -> str:
+    """A value as one would write it on the command line."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

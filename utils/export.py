@@ -1,0 +1,64 @@
+"""Export of a network to a file that is proved to compute the same."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import mindspore as ms
+import mindspore.nn as nn
+import numpy as np
+from mindspore import Tensor
+
+from utils.cli import UserError, whole_file
+
+FORMATS = ("MINDIR", "AIR")
+# The exported graph may fuse operators that the live network runs one by one.
+MAX_DIFFERENCE = 1e-4
+
+
+def check_format(file_format: str, device: str, batch_size: int) -> None:
+    """Whether `device` can export `file_format` for `batch_size` images, 0 for any number.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if file_format == "AIR" and device != "Ascend":
+        raise UserError("AIR files can be exported on Ascend only; use --file_format MINDIR here")
+    if file_format == "AIR" and not batch_size:
+        raise UserError("an AIR file has a fixed batch size; set --batch_size to 1 or more")
+
+
+def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str) -> str:
+    """Write `cell`, which takes float32 of `shape` (None: any number), as `path` with the ending of `file_format`.
+
+    A MINDIR file is loaded again and its output compared with the live cell's before it gets its name.
+
+    Returns:
+        the file's name.
+
+    Raises:
+        UserError: the loaded file computes something else.
+    """
+    name = path.with_suffix(f".{file_format.lower()}")
+    images = np.random.default_rng(0).standard_normal((shape[0] or 2, *shape[1:])).astype(np.float32)
+    with whole_file(name) as temporary, tempfile.TemporaryDirectory() as folder:
+        # MindSpore refuses file names with spaces and the like, so it is given a bare one.
+        here = os.getcwd()
+        os.chdir(folder)
+        try:
+            ms.export(cell, Tensor(shape=shape, dtype=ms.float32), file_name=name.name, file_format=file_format)
+            if file_format == "MINDIR":
+                loaded = nn.GraphCell(ms.load(name.name))(Tensor(images)).asnumpy()
+        finally:
+            os.chdir(here)
+        if file_format == "MINDIR":
+            live = cell(Tensor(images)).asnumpy()
+            difference = float(np.abs(live - loaded).max()) if live.shape == loaded.shape else float("inf")
+            if not difference <= MAX_DIFFERENCE:
+                raise UserError(
+                    f"the exported {name.name} computes something else (by {difference:.2g}); nothing written"
+                )
+            print(f"{name}: differs from the live network by at most {difference:.1e}", flush=True)
+        shutil.copyfile(Path(folder) / name.name, temporary)
+    return name.name

@@ -1,0 +1,249 @@
+"""Image folders in ImageNet layout, and processes that read them ahead of the device.
+
+Does not import MindSpore, so that reading processes stay small.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from utils.cli import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+# What decoding a file that is no image raises.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+class ImageFolder:
+    """The images of one split: `<root>/<class>/<image>`.
+
+    A class's label is its position among the sorted class folders or, if the file `classes.txt` stands in the folder or
+    beside it, its line there: so a sample of a data set keeps the labels of the whole.
+
+    Attributes:
+        paths: the image files, by class, then by name.
+        labels: int32 (len(paths),).
+        classes: class names in label order.
+
+    Raises:
+        UserError: no such folder, no class folders, a class folder without images or not in `classes.txt`.
+    """
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise UserError(f"no folder {root}; set --data_path to an ImageNet root (with train/ and val/) or a split")
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if not folders:
+            raise UserError(f"{root} has no class folders; images belong into {root}/<class>/")
+        listing = next((path for path in (root / "classes.txt", root.parent / "classes.txt") if path.is_file()), None)
+        self.classes = listing.read_text().split("\n") if listing else [folder.name for folder in folders]
+        self.classes = [name.strip() for name in self.classes if name.strip()]
+        number = {name: label for label, name in enumerate(self.classes)}
+        self.paths: list[Path] = []
+        labels: list[int] = []
+        for folder in folders:
+            if folder.name not in number:
+                raise UserError(f"class folder {folder} is not in {listing}; add it there or move the folder away")
+            images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+            if not images:
+                raise UserError(f"class folder {folder} holds no images; fill it or remove it (and check the labels)")
+            self.paths += images
+            labels += [number[folder.name]] * len(images)
+        self.labels = np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class CorruptImages:
+    """Called with the row of each image that cannot be read: names it once, or stops there if `strict`."""
+
+    def __init__(self, folder: ImageFolder, strict: bool):
+        self.folder = folder
+        self.strict = strict
+        self.rows: set[int] = set()
+
+    def __call__(self, row: int) -> None:
+        path = self.folder.paths[row]
+        if self.strict:
+            raise UserError(f"{path} cannot be read as an image; replace it, or leave out --strict")
+        if row not in self.rows:
+            print(f"warning: {path} cannot be read as an image; going on without it", file=sys.stderr, flush=True)
+        self.rows.add(row)
+
+
+def open_split(data_path: str | Path, split: str, num_classes: int) -> ImageFolder:
+    """The images of `split` ("train" or "val") under the root `data_path`, or of `data_path` if it is a split itself.
+
+    Raises:
+        UserError: as `ImageFolder`; also if the number of classes is not `num_classes`.
+    """
+    root = Path(data_path)
+    if (root / split).is_dir():
+        root = root / split
+    elif (root / "train").is_dir() or (root / "val").is_dir():
+        raise UserError(
+            f"{root} has no {split}/; add it, or set --data_path to the folder that holds the class folders"
+        )
+    images = ImageFolder(root)
+    if len(images.classes) != num_classes:
+        raise UserError(
+            f"{root} has {len(images.classes)} classes, not {num_classes}; set --num_classes {len(images.classes)}, "
+            "or, if it is a part of a larger data set, list all class names in a file classes.txt beside it"
+        )
+    return images
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images float32 (n, 3, S, S), labels int32 (n,), rows int (n,): positions in the `ImageFolder`; n may be 0.
+
+    `corrupt` lists the rows whose files cannot be read; they are in none of the arrays.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    corrupt: list[int]
+
+
+def epoch_rows(
+    count: int, batch_size: int, seed: int, epoch: int, first_step: int = 0, rank: int = 0, ranks: int = 1
+) -> list[int]:
+    """The rows of `count` images that process `rank` of `ranks` trains on in `epoch`, from step `first_step` on.
+
+    The order is drawn from (seed, epoch); an incomplete last batch is left out. Step k takes the same
+    `batch_size * ranks` rows for any number of processes, of which process `rank` gets the `rank`-th part.
+    """
+    order = np.random.default_rng([seed, epoch, 0]).permutation(count)
+    steps = count // (batch_size * ranks)
+    return order[: steps * batch_size * ranks].reshape(steps, ranks, batch_size)[first_step:, rank].ravel().tolist()
+
+
+# In a reading process: the paths, the view and the memory of its loader.
+_reading: tuple = ()
+
+
+class Loader:
+    """Reads the images of a folder in processes of its own, a few batches ahead. A context manager.
+
+    The processes are forked at once, so make it before MindSpore has started its threads. They write into memory that
+    they share with this process, and end with it, however it ends; Ctrl-C is left to this process. (MindSpore's own
+    pipeline would take over the process's signals, and Ctrl-C would end a training without saving it.)
+
+    Args:
+        folder: what to read.
+        view: (path, row, epoch) to float32 of `shape`. Whatever it draws it must draw from these three.
+        shape: (3, S, S).
+        batch_size: images in a batch.
+        num_workers: number of processes.
+        ahead: batches read ahead.
+    """
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        view: Callable[[Path, int, int], np.ndarray],
+        shape: tuple[int, ...],
+        batch_size: int,
+        num_workers: int,
+        ahead: int = 2,
+    ):
+        self.folder = folder
+        size = (ahead + 1, batch_size, *shape)
+        memory = mmap.mmap(-1, int(np.prod(size)) * np.dtype(np.float32).itemsize)
+        self.memory = np.frombuffer(memory, np.float32).reshape(size)
+        # Several tasks a process and batch, so that a slow image does not hold up the others for long.
+        self.task = max(1, min(16, batch_size // (2 * num_workers)))
+        self.pool = ProcessPoolExecutor(
+            num_workers,
+            multiprocessing.get_context("fork"),
+            _start_reading,
+            (folder.paths, view, self.memory, os.getpid()),
+        )
+        self.pool.submit(os.getpid).result()  # the first task forks them all
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def batches(self, rows: Sequence[int], epoch: int = 0) -> Iterator[Batch]:
+        """The images `rows` in this order, the last batch short. A batch holds until the next one is asked for.
+
+        Raises:
+            UserError: a reading process was killed.
+        """
+        slots, batch_size = self.memory.shape[:2]
+        ahead: deque = deque()
+        try:
+            for number, first in enumerate(range(0, len(rows), batch_size)):
+                part = np.asarray(rows[first : first + batch_size])
+                slot = number % slots
+                tasks = [
+                    self.pool.submit(_read, slot, start, part[start : start + self.task], epoch)
+                    for start in range(0, len(part), self.task)
+                ]
+                ahead.append((slot, part, tasks))
+                if len(ahead) == slots:
+                    yield self._batch(*ahead.popleft())
+            while ahead:
+                yield self._batch(*ahead.popleft())
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that reads images was killed; if the machine is short of memory, set --num_workers lower"
+            ) from error
+        finally:
+            # Nothing may write into the memory any more when the next call starts.
+            for _, _, tasks in ahead:
+                for task in tasks:
+                    if not task.cancel():
+                        with contextlib.suppress(BrokenProcessPool):
+                            task.exception()
+
+    def _batch(self, slot: int, rows: np.ndarray, tasks: list[Future]) -> Batch:
+        bad = [position for task in tasks for position in task.result()]
+        images = self.memory[slot, : len(rows)]
+        if not bad:
+            return Batch(images, self.folder.labels[rows], rows, [])
+        good = np.setdiff1d(np.arange(len(rows)), bad)
+        return Batch(images[good], self.folder.labels[rows[good]], rows[good], rows[bad].tolist())
+
+
+def _start_reading(paths: list[Path], view: Callable, memory: np.ndarray, parent: int) -> None:
+    """First thing in a reading process."""
+    global _reading
+    _reading = (paths, view, memory)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the parent
+    if os.getppid() != parent:
+        os._exit(1)  # it has gone already
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)  # the processes are the parallelism
+
+
+def _read(slot: int, start: int, rows: np.ndarray, epoch: int) -> list[int]:
+    """Fill places `start`, … of the slot with the images `rows`; returns the places whose images cannot be read."""
+    paths, view, memory = _reading
+    bad = []
+    for place, row in enumerate(rows.tolist(), start):
+        try:
+            memory[slot, place] = view(paths[row], row, epoch)
+        except UNREADABLE:
+            bad.append(place)
+    return bad
