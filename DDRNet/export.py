@@ -1,0 +1,57 @@
+"""Export DDRNet-23: a MINDIR or AIR file, and a manifest in JSON beside it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import run
+from utils.device import set_device
+from utils.export import check_format, export
+from utils.metrics import write_results
+
+# isort: split
+from src.configs.settings import load_config
+from src.data.transforms import MEAN, STD, resize_side
+from src.tools.get_misc import classes_of, get_network, load_network
+
+
+def main() -> None:
+    args = load_config("export", __doc__)
+    device = set_device(args.device_target, args.device_id)
+    check_format(args.file_format, device, args.batch_size)
+    network = get_network(args)
+    load_network(network, args.pretrained)
+    network.set_train(False)
+    path = Path(args.output_dir) / "ddrnet23"
+    shape = [args.batch_size or None, 3, args.image_size, args.image_size]
+    file = export(network, shape, path, args.file_format)
+    side = resize_side(args.image_size, args.crop_pct)
+    write_results(
+        path.with_suffix(".json"),
+        {
+            "model": "DDRNet23",
+            "format": args.file_format,
+            "file": file,
+            "input": {"name": "images", "shape": [args.batch_size, *shape[1:]], "dtype": "float32", "layout": "NCHW"},
+            "output": {"name": "logits", "shape": [args.batch_size, args.num_classes], "dtype": "float32"},
+            "preprocess": {
+                "color": "RGB",
+                "resize": [side, side],
+                "keep_aspect_ratio": False,
+                "interpolation": "bicubic, antialiased",
+                "center_crop": args.image_size,
+                "divide_by": 255,
+                "mean": [float(value) for value in MEAN],
+                "std": [float(value) for value in STD],
+            },
+            "num_classes": args.num_classes,
+            "class_names": classes_of(args.pretrained),
+            "usage": "A 0 in a shape means any number. class_names is null where the checkpoint does not tell them.",
+        },
+    )
+    print(f"wrote {path.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    run(main)
