@@ -1,0 +1,1 @@
+"""Data and results on Huawei Cloud ModelArts."""

@@ -1,0 +1,422 @@
+"""preprocess.py, postprocess.py and run_infer_310.sh with an inference program in the place of the Ascend 310 one."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from conftest import ROOT, one_line_error, run_script
+from PIL import Image
+from sklearn.metrics import top_k_accuracy_score
+
+FOLDER = ROOT / "DDRNet"
+SCRIPT = FOLDER / "scripts" / "run_infer_310.sh"
+CLASSES = 7
+EACH = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """An ImageNet root with a space in its path: 7 classes of 6 random images."""
+    root = tmp_path_factory.mktemp("data") / "image net"
+    rng = np.random.default_rng(0)
+    for label in range(CLASSES):
+        folder = root / "val" / f"n{label:08d}"
+        folder.mkdir(parents=True)
+        for k in range(EACH):
+            # The colour tells the class, not too well.
+            colour = rng.normal([40 + 30 * label, 120, 255 - 30 * label], 120)
+            pixels = np.clip(rng.normal(colour, 5, (8, 8, 3)), 0, 255).astype(np.uint8)
+            name = f"ILSVRC2012_val_{rng.integers(1e8):08d}.{('JPEG', 'png')[k % 2]}"
+            Image.fromarray(pixels).save(folder / name)
+    return root
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = tmp_path / "a place"
+    place.mkdir()
+    return place
+
+
+def logits_of(path) -> np.ndarray:
+    """A classifier of the mean colour."""
+    mean = np.asarray(Image.open(path).convert("RGB"), np.float64).mean((0, 1))
+    return np.array([-np.square(mean - [40 + 30 * n, 120, 255 - 30 * n]).sum() for n in range(CLASSES)], np.float32)
+
+
+def write_results(folder, paths) -> None:
+    folder.mkdir(exist_ok=True)
+    for path in paths:
+        (folder / f"{path.stem}_0.bin").write_bytes(logits_of(path).tobytes())
+
+
+def images(data) -> list:
+    return sorted((data / "val").glob("*/*"))
+
+
+def document(paths) -> str:
+    """What scikit-learn makes of it, in the form that the document prints."""
+    labels = [int(path.parent.name[1:]) for path in paths]
+    logits = np.stack([logits_of(path) for path in paths])
+    top = [top_k_accuracy_score(labels, logits, k=k, labels=range(CLASSES)) for k in (1, 5)]
+    assert 0.2 < top[0] < top[1] < 1
+    return f"Top1 acc: {round(top[0], 5)}\nTop5 acc: {round(top[1], 5)}\n"
+
+
+# ----- preprocess.py -----
+
+
+def test_labels(data, place):
+    result = run_script(FOLDER / "preprocess.py", "--data_path", data, cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"imagenet_label.json: labels of {CLASSES * EACH} images\n"
+    content = (place / "imagenet_label.json").read_text()
+    assert json.loads(content) == {path.stem: int(path.parent.name[1:]) for path in images(data)}
+    words = ["--dataset_path", data / "val", "--output", "new folder/again.json"]
+    assert run_script(FOLDER / "preprocess.py", *words, cwd=place).returncode == 0
+    assert (place / "new folder" / "again.json").read_text() == content
+
+
+def test_labels_of_a_part(data, place):
+    folder = place / "part" / "val" / "n00000003"
+    folder.mkdir(parents=True)
+    (folder / "x.JPEG").write_bytes(b"")
+    (place / "part" / "classes.txt").write_text("".join(f"n{label:08d}\n" for label in range(CLASSES)))
+    assert run_script(FOLDER / "preprocess.py", "--data_path", "part", cwd=place).returncode == 0
+    assert json.loads((place / "imagenet_label.json").read_text()) == {"x": 3}
+
+
+@pytest.mark.parametrize("second", ["b/x.png", "a/x.jpg"])
+def test_two_images_with_one_name(place, second):
+    for name in ("a/x.JPEG", "b/y.JPEG", second):
+        (place / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "data" / name).write_bytes(b"")
+    error = one_line_error(run_script(FOLDER / "preprocess.py", "--data_path", "data", cwd=place))
+    assert "data/a/x.JPEG" in error and f"data/{second}" in error and "x_0.bin; rename" in error
+    assert [path.name for path in place.iterdir()] == ["data"]
+
+
+def test_no_such_data(data, place):
+    def error(*words):
+        return one_line_error(run_script(FOLDER / "preprocess.py", *words, cwd=place))
+
+    assert "no folder data/imagenet; set --data_path" in error()
+    assert "one setting with two values" in error("--data_path", data, "--dataset_path", place)
+    (place / "train").mkdir()
+    assert "has no val/" in error("--data_path", ".")
+    assert "cannot write" in error("--data_path", data, "--output", "/proc/labels.json")
+
+
+def test_start_at_once():
+    """Neither of the two loads MindSpore."""
+    for script in ("preprocess", "postprocess"):
+        code = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import {script}; print('mindspore' in sys.modules)"
+        assert run_script("-c", code, cwd=FOLDER).stdout == "False\n"
+
+
+# ----- postprocess.py -----
+
+
+@pytest.fixture
+def results(data, place):
+    """A folder with the results of all images, and their labels."""
+    write_results(place / "result_Files", images(data))
+    run_script(FOLDER / "preprocess.py", "--data_path", data, cwd=place)
+    return place / "result_Files"
+
+
+def postprocess(place, *words):
+    return run_script(FOLDER / "postprocess.py", *words, cwd=place)
+
+
+def test_accuracy(data, place, results):
+    (results / "notes.txt").write_text("no result")
+    result = postprocess(place)
+    assert (result.returncode, result.stdout, result.stderr) == (0, document(images(data)), "")
+    results.rename(place / "elsewhere")
+    (place / "imagenet_label.json").rename(place / "labels")
+    result = postprocess(place, "--result_dir", "elsewhere", "--label_file", "labels")
+    assert (result.returncode, result.stdout) == (0, document(images(data)))
+
+
+def test_figures_of_the_document(place):
+    """50,000 images, of which as many are right as the document's 0.76578 and 0.9331 say."""
+    first, fifth = 38289, 46655
+    (place / "result_Files").mkdir()
+    rows = {1: np.arange(10.0)[::-1], 5: np.array([5, 9, 8, 7, 6, 4, 3, 2, 1, 0.0]), 9: np.arange(10.0)}
+    contents = {k: row.astype("<f4").tobytes() for k, row in rows.items()}  # rank of class 0
+    names = [f"ILSVRC2012_val_{n:08d}" for n in range(50_000)]
+    for n, name in enumerate(names):
+        content = contents[1 if n < first else 5 if n < fifth else 9]
+        (place / "result_Files" / f"{name}_0.bin").write_bytes(content)
+    (place / "imagenet_label.json").write_text(json.dumps(dict.fromkeys(names, 0)))
+    result = postprocess(place)
+    assert (result.returncode, result.stdout) == (0, "Top1 acc: 0.76578\nTop5 acc: 0.9331\n")
+
+
+def test_fewer_than_five_classes(place):
+    (place / "result_Files").mkdir()
+    for name, logits in {"a": [2, 1], "b": [2, 1], "c": [1, 1]}.items():
+        (place / "result_Files" / f"{name}_0.bin").write_bytes(np.array(logits, np.float32).tobytes())
+    (place / "imagenet_label.json").write_text('{"a": 0, "b": 1, "c": 1}')
+    assert postprocess(place).stdout == "Top1 acc: 0.33333\nTop5 acc: 1.0\n"
+
+
+def test_part_of_the_results(data, place, results):
+    """The accuracy is that of the images with a result, but nobody takes it for that of all."""
+    paths = images(data)
+    for path in paths[::9]:
+        (results / f"{path.stem}_0.bin").rename(results / f"of another set {path.stem}_0.bin")
+    lost = [path for path in paths if path in paths[::9]]
+    result = postprocess(place)
+    assert result.returncode == 3
+    assert result.stdout == document([path for path in paths if path not in lost])
+    missing, surplus = result.stderr.splitlines()
+    few = sorted(path.stem for path in lost)[:3]
+    assert missing == f"warning: 5 of 42 images have no result and are not counted: {', '.join(few)}, …"
+    assert surplus.startswith("warning: 5 results belong to no image and are not counted: of another set ILSVRC")
+
+
+def test_wrong_results(data, place, results):
+    paths = images(data)
+    file = results / f"{min(path.stem for path in paths[1:])}_0.bin"
+
+    def error_with(content):
+        file.write_bytes(content)
+        return one_line_error(postprocess(place))
+
+    assert f"{file.name} holds 0 bytes" in error_with(b"")
+    assert f"{file.name} holds 27 bytes" in error_with(bytes(27))
+    assert f"{file.name} holds NaN" in error_with(np.full(CLASSES, np.nan, np.float32).tobytes())
+    error = error_with(np.zeros(CLASSES + 1, np.float32).tobytes())
+    assert f"{file.name} holds 8 logits" in error or (f"{file.name} 8;" in error and "holds 7 logits" in error)
+
+
+def test_label_beyond_the_classes(data, place, results):
+    labels = json.loads((place / "imagenet_label.json").read_text())
+    name = sorted(labels)[4]
+    (place / "imagenet_label.json").write_text(json.dumps(labels | {name: CLASSES}))
+    assert f"image {name} has label 7, but the model has 7 classes, 0 to 6" in one_line_error(postprocess(place))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"a": "b"}', '{"a": -1}', '{"a": true}', '{"a": 1.0}'])
+def test_wrong_labels(place, content):
+    (place / "imagenet_label.json").write_text(content)
+    assert "imagenet_label.json is not " in one_line_error(postprocess(place))
+
+
+def test_nothing_to_count(data, place):
+    assert "cannot read imagenet_label.json: No such file or directory; make it" in one_line_error(postprocess(place))
+    run_script(FOLDER / "preprocess.py", "--data_path", data, cwd=place)
+    assert "no folder result_Files; run the inference" in one_line_error(postprocess(place))
+    (place / "result_Files").mkdir()
+    assert "no result for any of the 42 images" in one_line_error(postprocess(place))
+
+
+# ----- run_infer_310.sh -----
+
+# Takes the arguments of the Ascend 310 program and classifies by the mean colour. Further ones: --leave N images out,
+# --then what to do at the end.
+PROGRAM = f"""#!{sys.executable}
+import argparse, json, os, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "tests" / "ddrnet")!r}]
+from test_310 import write_results
+parser = argparse.ArgumentParser()
+for name in ("model_path", "dataset_path", "device_target", "device_id", "output_dir"):
+    parser.add_argument("--" + name, required=True)
+parser.add_argument("--leave", type=int, default=0)
+parser.add_argument("--then", default="")
+args = parser.parse_args()
+print("given", json.dumps([vars(args), os.getcwd()]), flush=True)
+paths = sorted(Path(args.dataset_path).glob("*/*"))
+write_results(Path(args.output_dir) / "result_Files", paths[args.leave:])
+(Path(args.output_dir) / "time_Result" / "test_perform_static.txt").write_text("0.1 ms")
+exec(args.then)
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    program = tmp_path / "my program"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    (tmp_path / "a place" / "ddrnet 23.mindir").write_text("a model")
+    return program
+
+
+def environment(program, **variables):
+    kept = {name: value for name, value in os.environ.items() if name not in ("DEVICE_TARGET", "PYTHONUNBUFFERED")}
+    return {**kept, "PYTHON": sys.executable, "INFER_PROGRAM": str(program), **variables}
+
+
+def infer(place, program, *words, script=SCRIPT, **variables):
+    return subprocess.run(
+        ["bash", str(script), *map(str, words)],
+        cwd=place,
+        env=environment(program, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "words, variables, device",
+    [
+        (["imagenet2012", "{data}"], {}, ("Ascend", "0")),
+        (["ImageNet", "{data}/val", "3"], {}, ("Ascend", "3")),
+        (
+            ["IMAGENET2012", "{relative}", "1", "--", "--then", "print('two  words')"],
+            {"DEVICE_TARGET": "CPU"},
+            ("CPU", "1"),
+        ),
+    ],
+)
+def test_infer(data, place, program, words, variables, device):
+    (place / "result_Files").mkdir()
+    (place / "result_Files" / "old_0.bin").write_bytes(bytes(28))  # would be a surplus result
+    words = [word.format(data=data, relative=os.path.relpath(data, place)) for word in words]
+    result = infer(place, program, "ddrnet 23.mindir", *words, **variables)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    expected = document(images(data))
+    assert result.stdout.endswith(f"\n{expected}") and (place / "acc.log").read_text() == expected
+    assert f"removed 1 results of an earlier run from {place}/result_Files\n" in result.stdout
+    given, folder = json.loads(re.search("^given (.*)", result.stdout, re.MULTILINE)[1])
+    assert folder == given.pop("output_dir") == str(place)
+    assert given.pop("model_path") == f"{place}/ddrnet 23.mindir"
+    dataset = given.pop("dataset_path")
+    assert os.path.isabs(dataset) and os.path.samefile(dataset, data / "val")
+    assert (given["device_target"], given["device_id"]) == device
+    assert ("\ntwo  words\n" in result.stdout) == bool(given["then"])
+    assert (place / "inference.log").read_text() in result.stdout
+    assert sorted(path.name for path in place.iterdir()) == [
+        *("acc.log", "ddrnet 23.mindir", "imagenet_label.json", "inference.log", "preprocess.log"),
+        *("result_Files", "time_Result"),
+    ]
+
+
+def test_part_of_the_images_inferred(data, place, program):
+    result = infer(place, program, "ddrnet 23.mindir", "imagenet", data, "--", "--leave", "2")
+    assert result.returncode == 3
+    assert "warning: 2 of 42 images have no result" in result.stderr
+    assert "warning: 2 of 42" in (place / "acc.log").read_text()
+
+
+@pytest.mark.parametrize("then, status", [("raise KeyError('x')", 1), ("sys.exit(7)", 7), ("os.abort()", 134)])
+def test_inference_fails(data, place, program, then, status):
+    (place / "acc.log").write_text("Top1 acc: 1.0\n")  # of an earlier run
+    words = ["--", "--then", f"for n in range(40): print('image', n)\nsys.stdout.flush()\n{then}"]
+    result = infer(place, program, "ddrnet 23.mindir", "imagenet", data, *words)
+    assert result.returncode == status
+    *_, error = lines = result.stderr.splitlines()
+    assert error == f"error: inference ended with status {status}"
+    heading = lines.index(f"the last lines of {place}/inference.log:")
+    assert lines[heading + 1 : -1] == (place / "inference.log").read_text().splitlines()[-15:]
+    assert "image 39" in lines and not (place / "acc.log").exists()
+
+
+def test_step_that_cannot_start(data, place, program):
+    def error(*words, program=program, **variables):
+        result = infer(place, program, *words, **variables)
+        assert "Top1" not in result.stdout
+        return one_line_error(result)
+
+    assert "no model" in error("no.mindir", "imagenet", data)
+    assert "no folder" in error("ddrnet 23.mindir", "imagenet", "no data")  # what preprocess.py says
+    assert "no program no python;" in error("ddrnet 23.mindir", "imagenet", data, PYTHON="no python")
+    assert "no such program is no program" in error("ddrnet 23.mindir", "imagenet", data, program="no such program")
+    then = "print('error: this device is busy; wait', file=sys.stderr)\nsys.exit(2)"
+    last = error("ddrnet 23.mindir", "imagenet", data, "--", "--then", then)
+    assert last == "error: this device is busy; wait"
+
+
+@pytest.fixture
+def copy(place):
+    """A copy of what the script needs, to which a program can be added."""
+    copy = place / "copy of the repository"
+    for name in ("DDRNet/scripts", "DDRNet/preprocess.py", "DDRNet/postprocess.py", "utils"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-r", ROOT / name, copy / name], check=True)
+    return copy
+
+
+def test_neither_program_nor_sources(data, place, program, copy):
+    script = copy / "DDRNet" / "scripts" / SCRIPT.name
+    result = infer(place, "", "ddrnet 23.mindir", "imagenet", data, script=script)
+    error = one_line_error(result)
+    assert "there is neither" in error and "ascend310_infer/out/main nor" in error
+    assert (place / "imagenet_label.json").is_file() and not (place / "result_Files").exists()
+
+
+def test_build(data, place, program, copy):
+    """Built at first, not again, again after a change; a build that fails."""
+    script = copy / "DDRNet" / "scripts" / SCRIPT.name
+    sources = copy / "DDRNet" / "ascend310_infer"
+    (sources / "src").mkdir(parents=True)
+    (sources / "src" / "main.cc").write_text("one\n")
+    (sources / "build.sh").write_text(
+        f"echo building\nmkdir -p build out\ncp {str(program)!r} out/main\ncat src/main.cc >> built\n"
+        "mv built out/built\ncp out/built built_copy 2>/dev/null; rm built_copy\n"
+    )
+    os.utime(sources / "src" / "main.cc", (1, 1))
+    os.utime(sources / "build.sh", (1, 1))
+
+    def run():
+        (sources / "out" / "built").unlink(missing_ok=True)
+        result = infer(place, "", "ddrnet 23.mindir", "imagenet", data, script=script)
+        return result, (sources / "out" / "built").exists()
+
+    result, built = run()
+    assert result.returncode == 0, result.stderr
+    assert built and (place / "build.log").read_text() == "building\n"
+    result, built = run()
+    assert result.returncode == 0 and not built
+    late = time.time() + 10
+    os.utime(sources / "src" / "main.cc", (late, late))
+    assert run()[1]
+    (sources / "build.sh").write_text("echo 'main.cc: no such type'\nexit 4\n")
+    os.utime(sources / "build.sh", (late + 10, late + 10))
+    result, _ = run()
+    assert result.returncode == 4
+    assert result.stderr.splitlines() == [
+        f"the last lines of {place}/build.log:",
+        "main.cc: no such type",
+        "error: build ended with status 4",
+    ]
+    (sources / "build.sh").write_text("rm out/main\n")
+    os.utime(sources / "build.sh", (late + 20, late + 20))
+    assert "build.sh has not made" in one_line_error(run()[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt(data, place, program, number):
+    then = "print('ready', flush=True)\ntime.sleep(600)"
+    with (place / "out").open("w") as out:
+        job = subprocess.Popen(
+            ["bash", str(SCRIPT), "ddrnet 23.mindir", "imagenet", str(data), "--", "--then", then],
+            cwd=place,
+            env=environment(program),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 60
+    while "ready\n" not in (place / "out").read_text():
+        assert job.poll() is None and time.monotonic() < deadline, (place / "out").read_text()
+        time.sleep(0.05)
+    job.send_signal(number)
+    assert job.wait(timeout=60) == (130 if number == signal.SIGINT else 143)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            assert str(program) not in process.cmdline() and process.cwd() != str(place)
+    assert "the last lines" not in (place / "out").read_text() and not (place / "acc.log").exists()
