@@ -130,15 +130,17 @@ def train(args, output, train_loader, val_loader) -> int:
     if rank == 0:
         record = StepRecord(output / "steps.csv", before, position["epoch"] * steps + position["step"])
 
+    interrupt = Interrupt()
+
     def save(epoch: int, step: int, loss: float) -> None:
         train_step.synchronise()
         here = {"epoch": epoch, "step": step, "loss": loss, "rows": rows, "best": evaluate.best}
         if rank == 0:
             save_state(state_file, network, optimizer, settings, {**here, "loss_scale": asdict(loss_scale)})
             record.write()
+        interrupt.hint = f"go on with --resume {state_file}"
 
     # ----- epochs -----
-    interrupt = Interrupt()
     corrupt = CorruptImages(train_loader.folder, args.strict)
     images = args.batch_size * args.accumulation_step * devices
     for epoch in range(position["epoch"], args.epochs):

@@ -115,6 +115,7 @@ def main() -> int:
 
     # ----- epochs -----
     interrupt = Interrupt()
+    going_on = f"go on with --resume {state_file}"
     corrupt = CorruptImages(train_folder, args.strict)
     for epoch in range(position["epoch"], args.epochs):
         first, totals = 0, Totals()
@@ -143,13 +144,14 @@ def main() -> int:
                     here = {"epoch": epoch, "step": step + 1, "totals": totals.__dict__, "rows": rows, "best": best}
                     if rank == 0:
                         save_state(state_file, drnet, optimizers, settings, here)
-                    say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; go on with --resume {state_file}")
+                    say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; {going_on}")
                     return 130
 
         trainer.synchronise()
         here = {"epoch": epoch, "step": steps, "totals": totals.__dict__, "rows": rows, "best": best}
         if rank == 0:
             save_state(state_file, drnet, optimizers, settings, here)
+        interrupt.hint = going_on
         row = {
             "epoch": epoch + 1,
             "lr": float(rates[(epoch + 1) * steps - 1]),

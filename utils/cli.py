@@ -31,24 +31,30 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["interrupted", *interrupt.args]), file=sys.stderr)
         status = 130
     sys.exit(status or 0)
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM: within `held()` the first is noted for the end of the step, otherwise they end the run."""
+    """Ctrl-C and SIGTERM: within `held()` the first is noted for the end of the step, otherwise they end the run.
+
+    Attributes:
+        asked: whether one has been noted.
+        hint: how to go on, for the message with which the run then ends.
+    """
 
     def __init__(self):
         self.asked = False
+        self.hint = ""
         self.holding = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     def _handle(self, number, frame) -> None:
         if not self.holding or self.asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(*filter(None, [self.hint]))
         self.asked = True
 
     @contextlib.contextmanager

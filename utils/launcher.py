@@ -1,6 +1,7 @@
 """Starts a script on several devices with msrun, in the foreground, and ends it cleanly."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -15,10 +16,14 @@ from pathlib import Path
 import psutil
 
 from utils.cli import UserError
+from utils.hccl_tools.merge_hccl import field, read_server
 
 GRACE_SECONDS = 120
+TAIL_LINES = 15
 # Environment variable that every process of one launch carries.
 MARK = "DEVICE_LAUNCH_ID"
+# Comes whatever the log level, and may follow our output without a line end.
+MINDSPORE_LINE = r"\[INFO\] DISTRIBUTED.*\n?"
 
 
 def is_worker() -> bool:
@@ -26,8 +31,73 @@ def is_worker() -> bool:
     return "MS_ROLE" in os.environ
 
 
-def launch(script: str | Path, arguments: list[str], devices: int, log_dir: str | Path) -> int:
+def device_ids(rank_table_file: str | Path, devices: int) -> list[int]:
+    """The devices of a rank table in the order of their ranks.
+
+    The table is as `utils/hccl_tools/hccl_tools.py` writes it, version 1.0, of one server with `devices` devices.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = Path(rank_table_file)
+    again = f'make it with utils/hccl_tools/hccl_tools.py --device_num "[0,{devices})"'
+    try:
+        table = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the rank table {path}: {error.strerror}; {again}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the rank table {path} is not valid JSON ({error}); {again}") from error
+    table = field({"JSON": table}, "JSON", dict, str(path))
+    for key, expected in (("version", "1.0"), ("status", "completed")):
+        if field(table, key, str, str(path)) != expected:
+            raise UserError(f"the rank table {path} has {key} {table[key]!r}, not {expected!r}; {again}")
+    servers = field(table, "server_list", list, str(path))
+    if len(servers) > 1:
+        raise UserError(
+            f"{path} lists {len(servers)} servers, and the script starts the processes of one; give this server's own "
+            "table, or start msrun on each server by hand, with --master_addr and --node_rank"
+        )
+    listed = read_server(path)["device"]
+    if len(listed) != devices:
+        raise UserError(f"{path} lists {len(listed)} devices for {devices}; set --device_num {len(listed)}, or {again}")
+    ranks = [int(device["rank_id"]) for device in listed]
+    if ranks != list(range(devices)):
+        raise UserError(f"{path} lists the ranks {', '.join(map(str, ranks))}, not 0 to {devices - 1}; {again}")
+    return [int(device["device_id"]) for device in listed]
+
+
+def _visible(rank_table_file: Path, devices: int) -> dict[str, str]:
+    """The environment that makes the worker of rank r use the r-th device of the table.
+
+    msrun gives it the number r as DEVICE_ID whatever the table says; HCCL compares the table with the device behind
+    that number.
+
+    Raises:
+        UserError: as `device_ids`; also if the variable is set to something that contradicts the table.
+    """
+    listed = ",".join(map(str, device_ids(rank_table_file, devices)))
+    set_already = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "").replace(" ", "")
+    if not set_already:
+        plain = listed == ",".join(map(str, range(devices)))
+        return {} if plain else {"ASCEND_RT_VISIBLE_DEVICES": listed}
+    if set_already.split(",")[:devices] != listed.split(","):
+        raise UserError(
+            f"ASCEND_RT_VISIBLE_DEVICES is {set_already}, but {rank_table_file} lists the devices {listed}; unset the "
+            "variable or make the table of the same devices"
+        )
+    return {}
+
+
+def launch(
+    script: str | Path,
+    arguments: list[str],
+    devices: int,
+    log_dir: str | Path,
+    rank_table_file: str | Path | None = None,
+) -> int:
     """Run `python script arguments` on `devices` devices; show rank 0's output, keep every rank's in `log_dir`.
+
+    `rank_table_file` is the HCCL rank table of Ascend devices; without it they find each other by themselves.
 
     The first Ctrl-C asks the workers with SIGTERM to stop at the end of their step, a second one, or two minutes, ends
     them. None of their processes outlives this call.
@@ -36,8 +106,14 @@ def launch(script: str | Path, arguments: list[str], devices: int, log_dir: str 
         0, or 130 after Ctrl-C.
 
     Raises:
-        UserError: a worker failed; the message says which and why. Or the logs cannot be written.
+        UserError: a worker failed; the message says which and why, and unless that was a UserError there, too, the
+            last lines of its log have been printed on stderr. Or the rank table does not fit (`device_ids`), or the
+            logs cannot be written.
     """
+    visible = {}
+    if rank_table_file is not None:
+        rank_table_file = Path(rank_table_file).resolve()
+        visible = _visible(rank_table_file, devices)
     log_dir = Path(log_dir).resolve()
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -57,6 +133,7 @@ def launch(script: str | Path, arguments: list[str], devices: int, log_dir: str 
         f"--log_dir={log_dir}",
         f"--tail_worker_log={devices}",  # of no worker: we show rank 0
         "--join=True",
+        *([f"--rank_table_file={rank_table_file}"] if rank_table_file is not None else []),
         *("python3", str(script), *arguments),
     ]
     mark = uuid.uuid4().hex
@@ -64,6 +141,7 @@ def launch(script: str | Path, arguments: list[str], devices: int, log_dir: str 
         # Workers share the machine's cores; each would otherwise start threads for all of them.
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // devices)),
         **os.environ,
+        **visible,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # msrun's python3
         "PYTHONUNBUFFERED": "1",
         MARK: mark,
@@ -87,9 +165,9 @@ def launch(script: str | Path, arguments: list[str], devices: int, log_dir: str 
             shown.update()
             if len(ranks) < devices:
                 ranks |= {worker.pid: rank for rank, worker in _workers(mark)}
-            failure = _failure(log_dir, ranks)
+            failure = _failure(log_dir, ranks, devices)
         if process.poll():
-            failure = failure or f"msrun failed: {_last_line(log_dir / 'msrun.log')} (the logs: {log_dir})"
+            failure = failure or _failure(log_dir, ranks, devices) or _msrun_failure(log_dir)
         if asked and shown.position:  # else the workers are still loading
             _finish_step(process, mark, asked, shown)
     finally:
@@ -101,7 +179,9 @@ def launch(script: str | Path, arguments: list[str], devices: int, log_dir: str 
     if asked:
         return 130
     if failure:
-        raise UserError(failure)
+        tail, reason = failure
+        print(tail, end="", file=sys.stderr, flush=True)
+        raise UserError(reason)
     return 0
 
 
@@ -122,8 +202,7 @@ class _Shown:
         if not final:
             added = added[: added.rfind(b"\n") + 1]
         self.position += len(added)
-        # MindSpore's lines, which come whatever the log level and may follow ours without a line end.
-        print(re.sub(r"\[INFO\] DISTRIBUTED.*\n?", "", added.decode(errors="replace")), end="", flush=True)
+        print(re.sub(MINDSPORE_LINE, "", added.decode(errors="replace")), end="", flush=True)
 
 
 def _finish_step(process: subprocess.Popen, mark: str, asked: list[float], shown: _Shown) -> None:
@@ -166,24 +245,40 @@ def _end(mark: str) -> None:
         time.sleep(0.1)
 
 
-def _failure(log_dir: Path, ranks: dict[int, int]) -> str | None:
-    """Which worker failed first, and why; None if msrun has not seen one fail."""
+def _failure(log_dir: Path, ranks: dict[int, int], devices: int) -> tuple[str, str] | None:
+    """The end of the log of the worker that failed first, and which that was and why; None if msrun saw none fail."""
     found = re.search(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)", _text(log_dir / "msrun.log"))
     if found is None:
         return None
-    rank, status = ranks.get(int(found[1]), 0), int(found[2])  # of a worker that left at once the rank is not known
-    log = log_dir / f"worker_{rank}.log"
-    telling = re.findall(r"^(?:error: |(?=[\w.]*(?:Error|Exception): ))(.+)", _text(log), re.MULTILINE)
+    process, status = int(found[1]), int(found[2])
+    if process not in ranks:  # it left before it was seen; so it is one of those that were not, one that said something
+        unseen = [rank for rank in range(devices) if rank not in ranks.values()] or [0]
+        ranks[process] = next((rank for rank in unseen if _text(log_dir / f"worker_{rank}.log")), unseen[0])
+    log = log_dir / f"worker_{ranks[process]}.log"
+    tail = _tail(log)
     if status < 0:
-        reason = f"killed by {signal.Signals(-status).name}; is the machine out of memory?"
+        reason = f"killed by {signal.Signals(-status).name}"
+        reason += "; is the machine out of memory?" if status == -signal.SIGKILL else ""
     else:
+        telling = re.findall(r"^(?:error: |(?=[\w.]*(?:Error|Exception): ))(.+)", _text(log), re.MULTILINE)
         reason = telling[-1] if telling else f"exit status {status}"
-    return f"{log.stem} failed: {reason} (all of it: {log})"
+        if status == 2 and f"error: {reason}\n" in tail:
+            tail = ""  # a UserError: its line is all there is to say
+    return tail, f"{log.stem} failed: {reason} (all of it: {log})"
+
+
+def _msrun_failure(log_dir: Path) -> tuple[str, str]:
+    """The same where msrun failed by itself."""
+    tail = _tail(log_dir / "msrun.log")
+    return tail, f"msrun failed: {tail.strip().splitlines()[-1] if tail else 'it said nothing'} (the logs: {log_dir})"
 
 
 def _text(log: Path) -> str:
-    return log.read_text(errors="replace") if log.is_file() else ""
+    """What the program wrote, without the lines that MindSpore adds whatever the log level."""
+    return re.sub(MINDSPORE_LINE, "", log.read_text(errors="replace")) if log.is_file() else ""
 
 
-def _last_line(log: Path) -> str:
-    return _text(log).strip().split("\n")[-1]
+def _tail(log: Path) -> str:
+    """The last lines of a log under a heading; nothing if it is empty."""
+    lines = _text(log).rstrip().split("\n")[-TAIL_LINES:]
+    return "".join(f"{line}\n" for line in [f"the last lines of {log}:", *lines]) if lines != [""] else ""

@@ -1,6 +1,7 @@
 """Two CPU workers under msrun, started by a script that a test writes, as a user starts `train.py --device_num 2`."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 from utils.cli import UserError
-from utils.launcher import is_worker, launch
+from utils.launcher import device_ids, is_worker, launch
 
 SECONDS = 120  # far more than anything here takes
 
@@ -27,7 +28,7 @@ from utils.launcher import is_worker, launch
 
 def main():
     if not is_worker():
-        return launch(__file__, sys.argv[2:], 2, sys.argv[1])
+        return launch(__file__, sys.argv[2:], 2, sys.argv[1], os.environ.get("TABLE"))
 """
 
 # What follows runs in the workers and in the scheduler, which does not come back from init().
@@ -204,23 +205,146 @@ def test_interrupt_while_workers_load(start, tmp_path, number):
 
 
 @pytest.mark.parametrize(
-    "statement, reason",
+    "statement, reason, said",
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "worker_1 failed: killed by SIGKILL;"),
-        ("sys.exit(7)", "worker_1 failed: exit status 7 "),
-        ("{}['no key']", "worker_1 failed: KeyError: 'no key' "),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL; is the machine out of memory?", "a step"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV", "a step"),
+        ("sys.exit(7)", "exit status 7", "a step"),
+        ("{}['no key']", "KeyError: 'no key'", "KeyError: 'no key'"),
+        ("sys.exit('error: not from a UserError')", "not from a UserError", "error: not from a UserError"),
     ],
 )
-def test_other_failures(start, statement, reason):
-    job = start(PLAIN + f"    time.sleep(1)\n    {statement} if rank else time.sleep(600)")
+def test_other_failures(start, statement, reason, said):
+    body = f"""
+    time.sleep(1)
+    if not rank:
+        time.sleep(600)
+    for step in range(30):
+        print("step", step)
+    print("a step")
+    {statement}"""
+    job = start(PLAIN + body)
     assert job.ends() == 2
-    assert job.err.startswith(f"error: {reason}") and job.err.count("\n") == 1 and str(job.logs) in job.err
+    heading, *tail, error = job.err.splitlines()
+    log = job.logs / "worker_1.log"
+    assert heading == f"the last lines of {log}:"
+    assert tail == job.log(1).splitlines()[-15:] and tail[-1] == said
+    assert error == f"error: worker_1 failed: {reason} (all of it: {log})"
+
+
+def test_dies_without_a_word(start):
+    job = start(PLAIN + "    time.sleep(1)\n    os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(600)")
+    assert job.ends() == 2
+    assert job.err.startswith("error: worker_1 failed: killed by SIGKILL;") and job.err.count("\n") == 1
+
+
+def test_one_fails_at_once(start):
+    """Before it was seen: which it was follows from the others."""
+    job = start(PLAIN + "    time.sleep(600 if rank == 0 else 0)\n    raise KeyError('early')")
+    assert job.ends() == 2
+    assert job.err.endswith(f"\nerror: worker_1 failed: KeyError: 'early' (all of it: {job.logs / 'worker_1.log'})\n")
 
 
 def test_all_fail_at_once(start):
     job = start(PLAIN + "    import no_such_module")
     assert job.ends() == 2
-    assert re.match(r"error: worker_[01] failed: ModuleNotFoundError: No module named 'no_such_module' .*\n$", job.err)
+    assert re.search(
+        r"\nerror: worker_[01] failed: ModuleNotFoundError: No module named 'no_such_module' .*\n$", job.err
+    )
+    assert "Traceback (most recent call last):" in job.err
+
+
+@pytest.fixture
+def write_table(tmp_path):
+    """Writes the rank table of some devices with hccl_tools; `change` is done to it afterwards."""
+
+    def write(devices: str, change=lambda table: None) -> Path:
+        (tmp_path / "hccn.conf").write_text("".join(f"address_{n}=192.168.100.{100 + n}\n" for n in range(8)))
+        folder = tmp_path / "a table"
+        words = ["--device_num", devices, "--server_ip", "192.168.1.7", "--hccn_conf", tmp_path / "hccn.conf"]
+        result = run_script(ROOT / "utils/hccl_tools/hccl_tools.py", *words, "--output_dir", folder, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        path = next(folder.iterdir())
+        table = json.loads(path.read_text())
+        change(table)
+        path.write_text(json.dumps(table))
+        return path
+
+    return write
+
+
+NAMES = ("RANK_TABLE_FILE", "DEVICE_ID", "RANK_ID", "RANK_SIZE", "ASCEND_RT_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize("devices, visible", [("[0,2)", None), ("[4,6)", "4,5")])
+def test_rank_table(start, write_table, monkeypatch, devices, visible):
+    """What HCCL needs reaches each worker through msrun, and CPU workers, who need no table, are not disturbed."""
+    path = write_table(devices)
+    monkeypatch.setenv("TABLE", os.path.relpath(path, path.parents[1]))
+    monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
+    body = f"""
+    import json
+    print(json.dumps([os.environ.get(name) for name in {NAMES}]))
+    print("sum", total(rank + 1))"""
+    job = start(COMPUTING + body)
+    assert job.ends() == 0, job.err
+    assert job.err == ""
+    for rank in (0, 1):
+        environment, total = job.log(rank).splitlines()[:2]
+        assert json.loads(environment) == [str(path), str(rank), str(rank), "2", visible]
+        assert total == "sum 3.0"
+
+
+def test_rank_table_in_any_order(write_table):
+    assert device_ids(write_table("[4,8)", lambda table: table["server_list"][0]["device"].reverse()), 4) == [
+        4,
+        5,
+        6,
+        7,
+    ]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda table: table["server_list"].append(table["server_list"][0]), "lists 2 servers, .* by hand"),
+        (lambda table: table["server_list"][0]["device"].pop(), "lists 1 devices for 2; set --device_num 1"),
+        (
+            lambda table: [
+                device.update(rank_id=str(8 + n)) for n, device in enumerate(table["server_list"][0]["device"])
+            ],
+            "lists the ranks 8, 9, not 0 to 1; make it with",
+        ),
+        (lambda table: table["server_list"][0]["device"][1].update(rank_id="0"), "rank_id 0 twice"),
+        (lambda table: table["server_list"][0]["device"][1].pop("device_id"), "'device_id' is missing"),
+        (lambda table: table.update(version="0.1"), "version '0.1', not '1.0'; make it with"),
+        (lambda table: table.update(status="initializing"), "status 'initializing', not 'completed'"),
+        (lambda table: table.pop("server_list"), "'server_list' is missing"),
+    ],
+)
+def test_rank_table_that_does_not_fit(write_table, tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        launch(tmp_path / "job.py", [], 2, tmp_path / "logs", write_table("[0,2)", change))
+    assert not (tmp_path / "logs").exists()
+
+
+def test_rank_table_that_is_none(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the rank table .*: No such file or directory; make it with"):
+        device_ids(tmp_path / "none.json", 2)
+    with pytest.raises(UserError, match=r"cannot read the rank table .*: Is a directory"):
+        device_ids(tmp_path, 2)
+    (tmp_path / "table.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        device_ids(tmp_path / "table.json", 2)
+    (tmp_path / "table.json").write_text("[]")
+    with pytest.raises(UserError, match="must be an object"):
+        device_ids(tmp_path / "table.json", 2)
+
+
+def test_visible_devices_against_the_table(write_table, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(UserError, match=r"is 0,1, but .* lists the devices 4,5; unset"):
+        launch(tmp_path / "job.py", [], 2, tmp_path / "logs", write_table("[4,6)"))
 
 
 def test_logs_cannot_be_written(tmp_path):

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Evaluate a checkpoint on one Ascend device: bash run_eval_ascend.sh [DEVICE_ID] [CONFIG_PATH] [CHECKPOINT_PATH]
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+evaluate Ascend "$@"

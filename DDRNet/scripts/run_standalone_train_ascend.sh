@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Train on one Ascend device: bash run_standalone_train_ascend.sh [DEVICE_ID] [CONFIG_PATH]
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+train_standalone Ascend "$@"
