@@ -35,6 +35,8 @@ test: .venv/requirements-dev.stamp
 
 bench: .venv/requirements-dev.stamp
 	$(ENV)/python tests/benchmarks/drnet_routing.py
+	$(ENV)/python tests/benchmarks/ddrnet_step.py
+	$(ENV)/python tests/benchmarks/ddrnet_input.py
 
 # The stamps are newer than the requirements they were installed from, so a second run installs nothing.
 .venv/requirements.stamp: requirements.txt | check-system .venv/bin/python

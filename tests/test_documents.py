@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-DOCUMENTS = ["README.md", "DRNet/readme.md", "utils/hccl_tools/README.md"]
-MARK = re.compile(r"<!-- (needs: (ImageNet|Ascend)|not run: .+|benchmark) -->")
+DOCUMENTS = ["README.md", "DRNet/readme.md", "DDRNet/README.md", "utils/hccl_tools/README.md"]
+TRANSLATIONS = {"DDRNet/README_CN.md": "DDRNet/README.md"}
+MARK = re.compile(r"<!-- (needs: (ImageNet|Ascend|GPU)|not run: .+|benchmark) -->")
 SHORTER = {
     "make demo": 'make demo SAMPLE="--images 4" TRAIN="--epochs 1 --batch_size 8"',
     "--output data/digits": "--output data/digits --images 4",
     "python train.py": "python train.py --epochs 1 --batch_size 8",
+    "--output data/sample64": "--output data/sample64 --images 4",
+    "$config --epochs 1": "$config --epochs 1 --batch_size 8",
 }
 
 
@@ -79,7 +82,7 @@ def test_commands_run_as_printed(document, copy):
         assert "pip install" not in again.stdout, "a second run must not install again"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *TRANSLATIONS])
 def test_links_and_marks_hold(document):
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)#\s]+)\)", text):
@@ -93,18 +96,30 @@ def test_links_and_marks_hold(document):
         assert anchor in anchors, anchor
 
 
-def test_every_documented_file_is_there():
-    """The tree of the published document."""
-    for name in (
-        "eval.py",
-        "readme.md",
-        "checkpoint",
-        "fig/DRNet.JPG",
-        "config/resnet50_imagenet2012_config.yaml",
-        "src/predictor.py",
-        "src/classifier.py",
-        "src/dataset.py",
-        "src/gumbelmodule.py",
-        "src/model_utils/config.py",
-    ):
-        assert (ROOT / "DRNet" / name).exists(), name
+@pytest.mark.parametrize(("translation", "original"), TRANSLATIONS.items())
+def test_a_translation_has_the_same_commands(translation, original):
+    assert blocks(ROOT / translation) == blocks(ROOT / original)
+    counts = [
+        [len(re.findall(pattern, (ROOT / name).read_text(), re.M)) for pattern in (r"^#+ ", r"^\|", r"^```", r"^ *- ")]
+        for name in (translation, original)
+    ]
+    assert counts[0] == counts[1]
+
+
+# The trees of the published documents.
+TREES = {
+    "DRNet": """eval.py readme.md checkpoint fig/DRNet.JPG config/resnet50_imagenet2012_config.yaml src/predictor.py
+        src/classifier.py src/dataset.py src/gumbelmodule.py src/model_utils/config.py""",
+    "DDRNet": """README_CN.md README.md scripts/run_standalone_train_ascend.sh scripts/run_distribute_train_ascend.sh
+        scripts/run_eval_ascend.sh scripts/run_standalone_train_gpu.sh scripts/run_distribute_train_gpu.sh
+        scripts/run_eval_gpu.sh scripts/run_infer_310.sh src/configs src/data/imagenet.py src/data/augment
+        src/data/data_utils src/models src/trainers src/tools/callback.py src/tools/cell.py src/tools/criterion.py
+        src/tools/get_misc.py src/tools/optimizer.py src/tools/schedulers.py train.py eval.py export.py preprocess.py
+        postprocess.py""",
+}
+
+
+@pytest.mark.parametrize("model", TREES)
+def test_every_documented_file_is_there(model):
+    for name in TREES[model].split():
+        assert (ROOT / model / name).exists(), name

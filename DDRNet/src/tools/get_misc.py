@@ -35,7 +35,7 @@ def set_precision(network: nn.Cell, args: argparse.Namespace, device: str) -> No
 def kind_of(names: set[str]) -> str:
     """What a set of parameter names looks like, in words."""
     if "compression3.0.weight" in names:
-        if any(name.startswith(("moments.", "moment1.", "accum.")) or name == "learning_rate" for name in names):
+        if "learning_rate" in names:
             return "a training state (resume.ckpt, for --resume)"
         return "a DDRNet-23"
     if any(".bn_0." in name or name.startswith("end_point") for name in names):
