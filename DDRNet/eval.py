@@ -7,28 +7,32 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import UserError, run
+from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
 from utils.download import download
+from utils.export import load_mindir
 from utils.images import CorruptImages, ImageFolder, open_split
-from utils.launcher import is_worker, launch
+from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import write_results, write_rows
 
 # isort: split
 import mindspore as ms
-import mindspore.nn as nn
 import numpy as np
 from mindspore.communication import get_group_size, get_rank, init
 from src.configs.settings import load_config
 from src.data.imagenet import evaluation_loader
+from src.data.transforms import resize_side
 from src.tools.callback import over_devices
 from src.tools.evaluation import Evaluation, evaluate
-from src.tools.get_misc import get_network, load_network, set_precision
+from src.tools.get_misc import classes_of, get_network, load_network, set_precision
 from src.trainers.train_one_step import SumOverDevices
 
 
 def main() -> int:
     args = load_config("eval", __doc__)
+    if is_scheduler():
+        init()
+        return 0
     if args.download and not is_worker():
         download(args.checkpoint_url, Path(args.pretrained), args.checkpoint_sha256)
     if args.device_num > 1 and not is_worker():
@@ -37,7 +41,12 @@ def main() -> int:
     folder = open_split(args.data_url, "val", args.num_classes)
     args.batch_size = min(args.batch_size, len(folder))
     if args.pretrained.endswith(".mindir"):
-        args.batch_size = mindir_batch_size(Path(args.pretrained), args.image_size) or args.batch_size
+        manifest = read_manifest(Path(args.pretrained), args)
+        args.batch_size = manifest["input"]["shape"][0] or args.batch_size
+        check_classes(args.pretrained, manifest["class_names"], folder)
+    check_writable(args.output_dir)
+    if args.predictions is not None:
+        check_writable(Path(args.predictions).parent)
     with evaluation_loader(folder, args, args.device_num) as loader:
         # The device comes after the loader has forked its processes.
         device = set_device(args.device_target, None if is_worker() else args.device_id)
@@ -46,16 +55,16 @@ def main() -> int:
             init()
             rank, devices = get_rank(), get_group_size()
         if args.pretrained.endswith(".mindir"):
-            network = nn.GraphCell(ms.load(args.pretrained))
+            network = load_mindir(args.pretrained)
         else:
             network = get_network(args)
             load_network(network, args.pretrained)
+            check_classes(args.pretrained, classes_of(args.pretrained), folder)
             set_precision(network, args, device)
         if rank == 0:
             print(f"{len(folder)} images, {device} x {devices}; compiling", flush=True)
-        result = evaluate(
-            network, loader, args.batch_size, rank, devices, on_corrupt=CorruptImages(folder, args.strict)
-        )
+        corrupt = CorruptImages(folder, args.strict)
+        result = evaluate(network, loader, args.batch_size, rank, devices, Interrupt(), corrupt)
     if devices > 1:
         reduce = SumOverDevices(devices)
 
@@ -74,23 +83,44 @@ def main() -> int:
     return 0
 
 
-def mindir_batch_size(path: Path, image_size: int) -> int:
-    """Batch size of the exported file `path`, 0 for any, from the manifest beside it.
+def read_manifest(path: Path, args) -> dict:
+    """The manifest beside the exported file `path`.
 
     Raises:
-        UserError: no such file, no manifest, or another image size.
+        UserError: one of the files is missing, or the network was exported with other settings.
     """
-    manifest = path.with_suffix(".json")
-    for file in (path, manifest):
-        if not file.is_file():
-            raise UserError(f"no file {file}; export.py writes a .mindir file and its .json side by side")
+    file = path.with_suffix(".json")
+    for needed in (path, file):
+        if not needed.is_file():
+            raise UserError(f"no file {needed}; export.py writes a .mindir file and its .json side by side")
     try:
-        shape = json.loads(manifest.read_text())["input"]["shape"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest} is not a manifest of export.py; export the network again") from error
-    if shape[2] != image_size:
-        raise UserError(f"{path} takes images of {shape[2]} pixels, not {image_size}; set --image_size {shape[2]}")
-    return shape[0]
+        manifest = json.loads(file.read_bytes())
+        size, steps = manifest["input"]["shape"][2], manifest["preprocess"]
+        found = {"image_size": size, "num_classes": manifest["num_classes"], "resize": steps["resize"][0]}
+        manifest["class_names"], manifest["input"]["shape"][0]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{file} is not a manifest of export.py; export the network again") from error
+    wanted = {"image_size": args.image_size, "num_classes": args.num_classes}
+    wanted["resize"] = resize_side(args.image_size, args.crop_pct)
+    for key in found:
+        if found[key] != wanted[key]:
+            flag = "--crop_pct" if key == "resize" else f"--{key}"
+            raise UserError(f"{path} was exported for {key} {found[key]}, not {wanted[key]}; set {flag} accordingly")
+    return manifest
+
+
+def check_classes(path: str, names: list[str] | None, folder: ImageFolder) -> None:
+    """Whether the classes that the network was trained on, where its file tells them, are those of the images.
+
+    Raises:
+        UserError: they are not.
+    """
+    for label, (one, other) in enumerate(zip(names or [], folder.classes)):
+        if one != other:
+            raise UserError(
+                f"label {label} is {one} in {path} and {other} in the images; evaluate it on its own classes, listed "
+                "in label order in a file classes.txt beside the split if some of them are missing"
+            )
 
 
 def report(args, folder: ImageFolder, result: Evaluation, left_out: int) -> None:

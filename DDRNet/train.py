@@ -1,16 +1,17 @@
 """Train DDRNet-23 on ImageNet or on your own classes."""
 
+import shutil
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import Interrupt, UserError, run
+from utils.cli import Interrupt, UserError, check_writable, run, whole_file
 from utils.device import set_device
-from utils.images import CorruptImages, open_split
-from utils.launcher import is_worker, launch
+from utils.images import CorruptImages, open_root
+from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
 # isort: split
@@ -35,6 +36,9 @@ FREE |= {"strict", "pretrained", "finetune", "run_modelarts", "train_url", "eval
 def main() -> int:
     args = load_config("train", __doc__)
     output = Path(args.output_dir)
+    if is_scheduler():
+        init()
+        return 0
     if args.device_num > 1 and not is_worker():
         if args.resume is not None:
             read_state(args.resume)  # what is wrong with it, before starting any device
@@ -43,13 +47,13 @@ def main() -> int:
     # ----- data: its reading processes come before anything that starts threads -----
     if args.run_modelarts:
         args.data_url = str(fetch_data(args.data_url))
-    train_folder = open_split(args.data_url, "train", args.num_classes)
-    val_folder = open_split(args.data_url, "val", args.num_classes)
+    train_folder, val_folder = open_root(args.data_url, args.num_classes)
     global_batch = args.batch_size * args.device_num * args.accumulation_step
     if len(train_folder) < global_batch:
         raise UserError(
             f"{len(train_folder)} training images do not fill one step of {global_batch}; set --batch_size lower"
         )
+    check_writable(output)
     with ExitStack() as stack:
         train_loader = stack.enter_context(training_loader(train_folder, args, args.device_num))
         val_loader = stack.enter_context(evaluation_loader(val_folder, args, args.device_num))
@@ -73,7 +77,7 @@ def train(args, output, train_loader, val_loader) -> int:
         left_out = load_network(network, args.pretrained, args.finetune)
         if left_out:
             say(f"not loaded from {args.pretrained}, trained from nothing: {', '.join(left_out)}")
-    batches = TrainingBatches(train_loader, args, rank, devices)
+    batches = TrainingBatches(train_loader, args, rank, devices, ms.Tensor)
     steps = batches.steps
     rates = learning_rates(
         args.lr_scheduler,
@@ -114,6 +118,7 @@ def train(args, output, train_loader, val_loader) -> int:
     }
     settings |= {"device_num": devices, "images": len(train_loader.folder)}
     state_file = output / "resume.ckpt"
+    going_on = f"go on with --resume {state_file}"
     position = {"epoch": 0, "step": 0, "loss": 0.0, "rows": [], "best": None, "loss_scale": asdict(loss_scale)}
     before = None
     if args.resume is not None:
@@ -123,14 +128,26 @@ def train(args, output, train_loader, val_loader) -> int:
         say(f"going on after step {position['step']} of epoch {position['epoch'] + 1}")
     rows = position["rows"]
     best_file = output / "ddrnet23.ckpt"
-    evaluate = EvaluateAndKeepBest(
-        network, train_step, val_loader, args.batch_size, best_file, position["best"], rank, devices, args.strict
-    )
     record = None
     if rank == 0:
-        record = StepRecord(output / "steps.csv", before, position["epoch"] * steps + position["step"])
+        last = (position["epoch"] + 1, position["step"])
+        record = StepRecord(output / "steps.csv", before, position["epoch"] * steps + position["step"], last)
+        if position["best"] is not None:
+            bring_best(Path(args.resume).with_name(best_file.name), best_file)
 
     interrupt = Interrupt()
+    evaluate = EvaluateAndKeepBest(
+        network,
+        train_step,
+        val_loader,
+        args.batch_size,
+        best_file,
+        position["best"],
+        rank,
+        devices,
+        args.strict,
+        interrupt,
+    )
 
     def save(epoch: int, step: int, loss: float) -> None:
         train_step.synchronise()
@@ -138,7 +155,7 @@ def train(args, output, train_loader, val_loader) -> int:
         if rank == 0:
             save_state(state_file, network, optimizer, settings, {**here, "loss_scale": asdict(loss_scale)})
             record.write()
-        interrupt.hint = f"go on with --resume {state_file}"
+        interrupt.hint = going_on
 
     # ----- epochs -----
     corrupt = CorruptImages(train_loader.folder, args.strict)
@@ -149,7 +166,7 @@ def train(args, output, train_loader, val_loader) -> int:
             first, loss = position["step"], position["loss"]
         meter = Throughput()
         bar = Progress(f"epoch {epoch + 1}/{args.epochs}", steps * images, first * images, show=rank == 0)
-        with bar as progress, interrupt.held():
+        with record or nullcontext(), bar as progress, interrupt.held():
             for step, parts in enumerate(batches.epoch(epoch, first), first):
                 for row in (row for _, _, unreadable in parts for row in unreadable):
                     corrupt(row)
@@ -167,12 +184,15 @@ def train(args, output, train_loader, val_loader) -> int:
                 progress.update(images, loss=f"{loss / (step + 1):.4f}", lr=f"{lr:.2g}")
                 if result.interrupt or (devices == 1 and interrupt.asked):
                     save(epoch, step + 1, loss)
-                    say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; go on with --resume {state_file}")
+                    say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; {going_on}")
                     return 130
 
         save(epoch, steps, loss)
+        if train_step.sum_over_devices([interrupt.asked])[0]:  # too late for the last step to see
+            say(f"\nstopped after epoch {epoch + 1}; {going_on}")
+            return 130
         row = {"epoch": epoch + 1, "lr": float(rates[(epoch + 1) * steps - 1]), "loss": loss / steps}
-        row |= {"overflow_steps": loss_scale.overflows, "train_images_per_s": meter.rate()}
+        row |= {"overflow_steps": loss_scale.overflows, "train_images_per_s": meter.rate() if meter.images else None}
         line = f"epoch {epoch + 1}/{args.epochs}: loss {row['loss']:.4f}"
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
             tested = evaluate(epoch + 1)
@@ -193,11 +213,26 @@ def train(args, output, train_loader, val_loader) -> int:
         plot(output / "training.png", record, rows, steps)
     if args.run_modelarts and rank == 0:
         upload_results(output, args.train_url)
-    if corrupt.rows:
-        say(f"{len(corrupt.rows)} training images could not be read; others took their places")
+    left_out = int(train_step.sum_over_devices([len(corrupt.rows)])[0])
+    if left_out:
+        where = f" (their names: {output}/logs)" if devices > 1 else ""
+        say(f"{left_out} training images could not be read; others took their places{where}")
     best = evaluate.best
     say(f"best: epoch {best['epoch']}, top-1 {best['top1']:.2%}; {best_file}")
     return 0
+
+
+def bring_best(source: Path, target: Path) -> None:
+    """Copy the best checkpoint of the run that is resumed into this run's folder.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not source.is_file():
+        raise UserError(f"{source}, the best checkpoint of that run, is missing; keep it beside its resume.ckpt")
+    if source.resolve() != target.resolve():
+        with whole_file(target) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def drop_path(network, args, epoch: int, step: int, rank: int, devices: int) -> list[np.ndarray | None]:

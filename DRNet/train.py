@@ -9,7 +9,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import Interrupt, UserError, run
 from utils.device import set_device
-from utils.images import CorruptImages, open_split
+from utils.images import CorruptImages, open_root
 from utils.launcher import is_worker, launch
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
@@ -49,8 +49,7 @@ def main() -> int:
 
     # ----- data and device -----
     finetune = args.stage == "finetune"
-    train_folder = open_split(args.data_path, "train", args.num_classes)
-    val_folder = open_split(args.data_path, "val", args.num_classes)
+    train_folder, val_folder = open_root(args.data_path, args.num_classes)
     rank, devices = 0, 1
     if is_worker():
         device = set_device(args.device_target)

@@ -66,6 +66,20 @@ class Interrupt:
             self.holding = False
 
 
+def check_writable(folder: str | Path) -> None:
+    """Make the folder if need be and see whether a file can be written there, before long work is done.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another place") from error
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; it takes the name `path` if the block succeeds, else it is removed.

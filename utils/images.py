@@ -5,6 +5,8 @@ Does not import MindSpore, so that reading processes stay small.
 
 import contextlib
 import ctypes
+import gc
+import math
 import mmap
 import multiprocessing
 import os
@@ -23,8 +25,23 @@ from PIL import Image
 from utils.cli import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+MOST_PROCESSES = 16  # reading processes for each core
 # What decoding a file that is no image raises.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+class ImagePaths(Sequence):
+    """Paths of images, kept as one block of bytes: millions of objects would be copied into every reading process."""
+
+    def __init__(self, root: Path, names: list[bytes]):
+        self.root = root
+        self.names = np.array(names, bytes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> Path:
+        return self.root / os.fsdecode(self.names[row])
 
 
 class ImageFolder:
@@ -39,33 +56,52 @@ class ImageFolder:
         classes: class names in label order.
 
     Raises:
-        UserError: no such folder, no class folders, a class folder without images or not in `classes.txt`.
+        UserError: no such folder, no class folders, a class folder without images or not in `classes.txt`, something
+            that cannot be read.
     """
 
     def __init__(self, root: Path):
         if not root.is_dir():
             raise UserError(f"no folder {root}; set --data_path to an ImageNet root (with train/ and val/) or a split")
+        try:
+            self._list(root)
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}; change its permissions") from error
+
+    def _list(self, root: Path) -> None:
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not folders:
             raise UserError(f"{root} has no class folders; images belong into {root}/<class>/")
         listing = next((path for path in (root / "classes.txt", root.parent / "classes.txt") if path.is_file()), None)
-        self.classes = listing.read_text().split("\n") if listing else [folder.name for folder in folders]
-        self.classes = [name.strip() for name in self.classes if name.strip()]
+        self.classes = _class_names(listing) if listing else [folder.name for folder in folders]
         number = {name: label for label, name in enumerate(self.classes)}
-        self.paths: list[Path] = []
+        paths: list[bytes] = []
         labels: list[int] = []
         for folder in folders:
             if folder.name not in number:
                 raise UserError(f"class folder {folder} is not in {listing}; add it there or move the folder away")
-            images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+            images = sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in SUFFIXES)
             if not images:
                 raise UserError(f"class folder {folder} holds no images; fill it or remove it (and check the labels)")
-            self.paths += images
+            paths += [os.fsencode(os.path.join(folder.name, name)) for name in images]
             labels += [number[folder.name]] * len(images)
+        self.paths = ImagePaths(root, paths)
         self.labels = np.array(labels, np.int32)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+def _class_names(listing: Path) -> list[str]:
+    """The lines of a `classes.txt`."""
+    try:
+        names = [line.strip() for line in listing.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{listing} is not UTF-8 text; write one class name a line") from error
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise UserError(f"{listing} lists {twice} twice; every class has one line")
+    return names
 
 
 class CorruptImages:
@@ -105,6 +141,25 @@ def open_split(data_path: str | Path, split: str, num_classes: int) -> ImageFold
             "or, if it is a part of a larger data set, list all class names in a file classes.txt beside it"
         )
     return images
+
+
+def open_root(data_path: str | Path, num_classes: int) -> tuple[ImageFolder, ImageFolder]:
+    """The training and the validation images under the root `data_path`.
+
+    Raises:
+        UserError: as `open_split`; also if one of the two is missing, or their classes differ.
+    """
+    missing = [split for split in ("train", "val") if not (Path(data_path) / split).is_dir()]
+    if missing:
+        raise UserError(f"{data_path} has no {missing[0]}/; set --data_path to a root that has train/ and val/")
+    train, val = (open_split(data_path, split, num_classes) for split in ("train", "val"))
+    for label, (one, other) in enumerate(zip(train.classes, val.classes)):
+        if one != other:
+            raise UserError(
+                f"label {label} is {one} in {data_path}/train and {other} in {data_path}/val; make their class folders "
+                f"the same, or list all class names in {data_path}/classes.txt"
+            )
+    return train, val
 
 
 @dataclass(frozen=True)
@@ -151,6 +206,9 @@ class Loader:
         batch_size: images in a batch.
         num_workers: number of processes.
         ahead: batches read ahead.
+
+    Raises:
+        UserError: the processes, or the memory for the batches, are not to be had.
     """
 
     def __init__(
@@ -163,8 +221,15 @@ class Loader:
         ahead: int = 2,
     ):
         self.folder = folder
+        if num_workers > (most := MOST_PROCESSES * (os.cpu_count() or 1)):
+            raise UserError(
+                f"{num_workers} reading processes are too many for this machine; set --num_workers to {most} or less"
+            )
         size = (ahead + 1, batch_size, *shape)
-        memory = mmap.mmap(-1, int(np.prod(size)) * np.dtype(np.float32).itemsize)
+        try:
+            memory = mmap.mmap(-1, math.prod(size) * np.dtype(np.float32).itemsize)
+        except (OSError, OverflowError) as error:
+            raise UserError(f"no memory for batches of {batch_size} images; set --batch_size lower") from error
         self.memory = np.frombuffer(memory, np.float32).reshape(size)
         # Several tasks a process and batch, so that a slow image does not hold up the others for long.
         self.task = max(1, min(16, batch_size // (2 * num_workers)))
@@ -174,13 +239,32 @@ class Loader:
             _start_reading,
             (folder.paths, view, self.memory, os.getpid()),
         )
-        self.pool.submit(os.getpid).result()  # the first task forks them all
+        before = multiprocessing.active_children()
+        gc.freeze()  # a collection in a child would write into all pages that it shares
+        try:
+            self.pool.submit(os.getpid).result()  # the first task forks them all
+        except OSError as error:
+            for process in set(multiprocessing.active_children()) - set(before):
+                process.kill()
+            raise UserError(
+                f"cannot start {num_workers} reading processes: {error}; set --num_workers lower"
+            ) from error
+        finally:
+            gc.unfreeze()
+        self.processes = [process for process in multiprocessing.active_children() if process not in before]
 
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
+        if kind is not None:
+            self.kill()
         self.pool.shutdown(cancel_futures=True)
+
+    def kill(self) -> None:
+        """End the processes at once, even if they hang in a read, so that nothing waits for them."""
+        for process in self.processes:
+            process.kill()
 
     def batches(self, rows: Sequence[int], epoch: int = 0) -> Iterator[Batch]:
         """The images `rows` in this order, the last batch short. A batch holds until the next one is asked for.
@@ -224,7 +308,7 @@ class Loader:
         return Batch(images[good], self.folder.labels[rows[good]], rows[good], rows[bad].tolist())
 
 
-def _start_reading(paths: list[Path], view: Callable, memory: np.ndarray, parent: int) -> None:
+def _start_reading(paths: ImagePaths, view: Callable, memory: np.ndarray, parent: int) -> None:
     """First thing in a reading process."""
     global _reading
     _reading = (paths, view, memory)

@@ -31,6 +31,11 @@ def is_worker() -> bool:
     return "MS_ROLE" in os.environ
 
 
+def is_scheduler() -> bool:
+    """Whether this process is msrun's scheduler, which only waits in `init()` for the workers to end."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"
+
+
 def device_ids(rank_table_file: str | Path, devices: int) -> list[int]:
     """The devices of a rank table in the order of their ranks.
 

@@ -9,6 +9,7 @@ from utils.config import Setting, above_zero, fraction, natural, not_negative, n
 from utils.config import load_config as load
 from utils.device import DEVICES
 from utils.export import FORMATS
+from utils.launcher import device_ids
 
 CONFIG = Path(__file__).resolve().parent / "ddrnet23_imagenet_ascend.yaml"
 TRAIN = ("train",)
@@ -16,13 +17,14 @@ RUN = ("train", "eval")
 ALL = ("train", "eval", "export")
 
 below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 image_size = number(int, lambda value: value >= 64 and value % 32 == 0, "a multiple of 32 from 64 up")
 
 SETTINGS = {
     "arch": Setting("network", str, ALL, ("DDRNet23",)),
     # ===== Dataset ===== #
     "data_url": Setting(
-        "ImageNet root with train/ and val/, or a single split",
+        "ImageNet root with train/ and val/; for eval.py a single split will do",
         str,
         RUN,
         aliases=("data_path", "dataset_path"),
@@ -111,7 +113,7 @@ SETTINGS = {
     "num_parallel_workers": Setting(
         "processes that read images; 0: one per core, shared by the devices", natural, RUN, aliases=("num_workers",)
     ),
-    "seed": Setting("seed of every random draw", natural, RUN),
+    "seed": Setting("seed of every random draw", seed, RUN),
     "strict": Setting("stop at the first image that cannot be read", yes_no, RUN),
     "output_dir": Setting("folder for everything written", str, ALL),
     # ===== Evaluation ===== #
@@ -136,6 +138,12 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
     args = load(command, description, SETTINGS, CONFIG, config_aliases=("ddr_config",), argv=argv)
     if command != "export" and args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
+    if command != "export":
+        if args.rank_table_file is not None:
+            table = device_ids(args.rank_table_file, args.device_num)
+            args.device_id = table[0] if args.device_num == 1 else args.device_id
+        if args.device_num > 1 and "device_id" in args.given:
+            raise UserError(f"--device_id is for one device, not {args.device_num}; leave it out, or --device_num")
     if command != "train":
         if args.pretrained is None:
             raise UserError(f"{command}.py needs a checkpoint; give it with --pretrained")

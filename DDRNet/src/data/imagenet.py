@@ -7,9 +7,10 @@ processes or on interruptions. Does not import MindSpore.
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from utils.images import Batch, ImageFolder, Loader, epoch_rows
 # What a stream of random numbers is for: third part of its seed. (0 is the order, in `epoch_rows`.)
 AUGMENT, MIX, DROP_PATH = 1, 2, 3
 
-Step = list[tuple[np.ndarray, np.ndarray, list[int]]]
+Step = list[tuple[Any, Any, list[int]]]
 
 
 def reading_processes(num_parallel_workers: int, devices: int = 1) -> int:
@@ -67,12 +68,21 @@ class TrainingBatches:
         loader: from `training_loader`.
         args: the settings.
         rank, devices: this device's number, and how many there are.
+        convert: what makes a tensor of an array; it is called ahead of time, off the main thread.
 
     Attributes:
         steps: steps of an epoch; an incomplete last one is left out.
     """
 
-    def __init__(self, loader: Loader, args: argparse.Namespace, rank: int = 0, devices: int = 1):
+    def __init__(
+        self,
+        loader: Loader,
+        args: argparse.Namespace,
+        rank: int = 0,
+        devices: int = 1,
+        convert: Callable[[np.ndarray], Any] = np.asarray,
+    ):
+        self.convert = convert
         self.loader = loader
         self.args = args
         self.rank = rank
@@ -113,11 +123,17 @@ class TrainingBatches:
                         yield before.result()
                 if following is not None:
                     yield following.result()
+            except GeneratorExit:
+                raise
+            except BaseException:
+                self.loader.kill()  # else the lines below would wait for processes that may hang
+                raise
             finally:
                 ahead.submit(batches.close).result()
 
     def _step(self, batches: Iterator[Batch], epoch: int, step: int) -> Step:
-        return [self._mixed(next(batches), epoch, step, number) for number in range(self.args.accumulation_step)]
+        parts = [self._mixed(next(batches), epoch, step, number) for number in range(self.args.accumulation_step)]
+        return [(self.convert(images), self.convert(targets), corrupt) for images, targets, corrupt in parts]
 
     def _mixed(self, batch: Batch, epoch: int, step: int, number: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
         args = self.args

@@ -11,7 +11,7 @@ from src.models.ddrnet import DDRNet23
 from src.tools.evaluation import Evaluation, evaluate
 from src.tools.get_misc import save_network
 from src.trainers.train_one_step import TrainOneStep
-from utils.cli import UserError, whole_file
+from utils.cli import Interrupt, UserError, whole_file
 from utils.images import CorruptImages, Loader
 from utils.metrics import write_rows
 
@@ -36,6 +36,7 @@ class EvaluateAndKeepBest:
         rank: int,
         devices: int,
         strict: bool,
+        interrupt: Interrupt,
     ):
         self.network = network
         self.step = step
@@ -45,14 +46,15 @@ class EvaluateAndKeepBest:
         self.best = best
         self.rank = rank
         self.devices = devices
+        self.interrupt = interrupt
         self.on_corrupt = CorruptImages(loader.folder, strict)
 
     def __call__(self, epoch: int) -> Evaluation:
         """Evaluate after `epoch`, counted from 1; `self.best["epoch"]` is then `epoch` if it is the best one."""
-        result = over_devices(
-            evaluate(self.network, self.loader, self.batch_size, self.rank, self.devices, on_corrupt=self.on_corrupt),
-            self.step.sum_over_devices,
+        result = evaluate(
+            self.network, self.loader, self.batch_size, self.rank, self.devices, self.interrupt, self.on_corrupt
         )
+        result = over_devices(result, self.step.sum_over_devices)
         self.network.set_train(True)
         if not result.images:
             raise UserError("none of the validation images can be read")
@@ -72,38 +74,54 @@ def over_devices(result: Evaluation, sum_over_devices: Callable[[Sequence[float]
 class StepRecord:
     """`steps.csv`: one line for each step of the training, so that the loss curve is complete over interruptions.
 
+    As a context manager it writes itself when a UserError ends the block.
+
     Args:
-        path: the file.
-        before: `steps.csv` of the run that is resumed, of which the first `count` lines are taken over.
+        path: the file; it is first written by `write`.
+        before: `steps.csv` of the run that is resumed; its first `count` lines are taken over.
+        count: steps of that run. last: epoch and step of the last of them, counted from 1.
+
+    Raises:
+        UserError: `before` does not hold those lines.
     """
 
     COLUMNS = ("epoch", "step", "lr", "loss", "grad_norm", "loss_scale", "overflow")
 
-    def __init__(self, path: Path, before: Path | None = None, count: int = 0):
+    def __init__(self, path: Path, before: Path | None = None, count: int = 0, last: tuple[int, int] = (0, 0)):
         self.path = path
-        self.rows: list[list] = []
-        if before is not None and before.is_file():
+        self.rows: list[tuple[float, ...]] = []
+        if before is None:
+            return
+        try:
             with before.open(newline="") as file:
-                self.rows = [row for row in csv.reader(file)][1 : count + 1]
-        self.write()
+                self.rows = [tuple(float(value) for value in row) for row in csv.reader(file) if row[0] != "epoch"]
+            self.rows = self.rows[:count]
+            fits = len(self.rows) == count and (not count or self.rows[-1][:2] == last)
+        except (OSError, ValueError, IndexError):
+            fits = False
+        if not fits:
+            raise UserError(f"{before} does not hold the {count} steps before resume.ckpt; keep the two files together")
 
     def add(
         self, epoch: int, step: int, lr: float, loss: float, norm: float, loss_scale: float, overflow: bool
     ) -> None:
         """Note a step; epoch and step are counted from 1."""
-        self.rows.append([epoch, step, float(lr), loss, norm, loss_scale, int(overflow)])
+        self.rows.append((epoch, step, float(lr), loss, norm, loss_scale, int(overflow)))
 
     def write(self) -> None:
         """Write all rows, whole or not at all."""
-        write_rows(self.path, [dict(zip(self.COLUMNS, row)) for row in self.rows] or [dict.fromkeys(self.COLUMNS)])
+        write_rows(self.path, [dict(zip(self.COLUMNS, row)) for row in self.rows])
 
-    def losses(self) -> np.ndarray:
-        """Loss of every step."""
-        return np.array([float(row[3]) for row in self.rows])
+    def __enter__(self) -> "StepRecord":
+        return self
 
-    def rates(self) -> np.ndarray:
-        """Learning rate of every step."""
-        return np.array([float(row[2]) for row in self.rows])
+    def __exit__(self, kind, *exception) -> None:
+        if kind is not None and issubclass(kind, UserError):
+            self.write()  # the steps up to the error, which may show what was wrong
+
+    def column(self, name: str) -> np.ndarray:
+        """The values of one column."""
+        return np.array([row[self.COLUMNS.index(name)] for row in self.rows])
 
 
 def plot(path: Path, record: StepRecord, rows: Sequence[dict], steps: int) -> None:
@@ -117,7 +135,7 @@ def plot(path: Path, record: StepRecord, rows: Sequence[dict], steps: int) -> No
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    losses, epochs = record.losses(), np.arange(1, len(record.rows) + 1) / steps
+    losses, epochs = record.column("loss"), record.column("epoch") - 1 + record.column("step") / steps
     window = max(1, min(steps, len(losses)) // 10)
     smooth = np.convolve(losses, np.ones(window) / window, "valid")
     tested = [row for row in rows if row.get("top1") is not None]
@@ -131,7 +149,7 @@ def plot(path: Path, record: StepRecord, rows: Sequence[dict], steps: int) -> No
         accuracy.plot([r["epoch"] for r in tested], [100 * r[key] for r in tested], "o-", color=colour, label=label)
     accuracy.set_ylabel("validation accuracy, %")
     accuracy.legend(loc="lower right")
-    rate.plot(epochs, record.rates(), color="#2b5c9e")
+    rate.plot(epochs, record.column("lr"), color="#2b5c9e")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")
     for axes in (loss, accuracy, rate):

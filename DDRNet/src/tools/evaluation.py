@@ -9,6 +9,7 @@ from mindspore import Tensor
 
 from src.data.imagenet import evaluation_rows
 from src.tools.criterion import cross_entropy
+from utils.cli import Interrupt, UserError
 from utils.images import Loader
 from utils.metrics import Progress, Throughput, TopKAccuracy
 
@@ -42,9 +43,9 @@ def evaluate(
     network: nn.Cell,
     loader: Loader,
     batch_size: int,
-    rank: int = 0,
-    devices: int = 1,
-    description: str = "evaluating",
+    rank: int,
+    devices: int,
+    interrupt: Interrupt,
     on_corrupt: Callable[[int], None] = lambda row: None,
 ) -> Evaluation:
     """Classify this device's part of the images.
@@ -52,14 +53,18 @@ def evaluate(
     Args:
         network: images float32 (N, 3, S, S) to logits (N, K); it is put in inference mode.
         batch_size: what every batch is filled up to, so that the graph sees one size.
+        interrupt: holds Ctrl-C while the graph compiles, where MindSpore would lose it.
         on_corrupt: called with the row of each image that cannot be read.
+
+    Raises:
+        UserError: logits that are not finite.
     """
     network.set_train(False)
     rows = evaluation_rows(loader.folder, rank, devices)
     metric = TopKAccuracy((1, 5))
     result = Evaluation(0.0, metric.correct, 0, np.full(len(loader.folder), -1, np.int32))
     meter = None
-    with Progress(description, len(rows), show=rank == 0) as progress:
+    with Progress("evaluating", len(rows), show=rank == 0) as progress:
         for batch in loader.batches(rows):
             for row in batch.corrupt:
                 result.corrupt.append(row)
@@ -68,9 +73,17 @@ def evaluate(
                 padding = np.zeros((batch_size - len(batch.rows), *batch.images.shape[1:]), np.float32)
                 images = Tensor(np.concatenate([batch.images, padding]))
                 if meter is None:
-                    network(images)  # compiles
+                    with interrupt.held():
+                        network(images)  # compiles
+                    if interrupt.asked:
+                        raise KeyboardInterrupt(*filter(None, [interrupt.hint]))
                     meter = Throughput()
                 logits = network(images).asnumpy()[: len(batch.rows)].astype(np.float32)
+                if not np.isfinite(logits).all():
+                    raise UserError(
+                        "the network returns NaN or infinity for some images; its weights are broken (a diverged "
+                        "training, or a wrong file), or float16 is too narrow for them"
+                    )
                 metric.update(logits, batch.labels)
                 result.loss += float(cross_entropy(logits, batch.labels).sum())
                 result.predicted[batch.rows] = logits.argmax(1)

@@ -45,23 +45,30 @@ class Gradient(nn.Cell):
 
 
 class MeanGradient(nn.Cell):
-    """Sums `sums` over the devices and multiplies them by `factor`, float32 (); returns their global norm."""
+    """Sums `sums` over the devices and multiplies them by `factor`.
+
+    Inputs: factor, loss, interrupt: float32 (). Output: float32 (3,): global norm of the result, and the sums over the
+    devices of loss and interrupt, so that the host waits for the device once in a step.
+    """
 
     def __init__(self, sums: ParameterTuple, devices: int):
         super().__init__(auto_prefix=False)
         self.sums = sums
         self.devices = devices
         self.reduce = nn.DistributedGradReducer(sums, mean=False, degree=devices) if devices > 1 else None
+        self.reduce_numbers = ops.AllReduce() if devices > 1 else None
         self.map = ops.HyperMap()
 
-    def construct(self, factor: Tensor) -> Tensor:
+    def construct(self, factor: Tensor, loss: Tensor, interrupt: Tensor) -> Tensor:
         gradients = self.sums
+        numbers = ops.stack((loss, interrupt))
         if self.devices > 1:
             gradients = self.reduce(gradients)
+            numbers = self.reduce_numbers(numbers)
         gradients = self.map(ops.partial(ops.mul, factor), gradients)
-        squares = self.map(_sum_of_squares, gradients)
-        norm = ops.sqrt(ops.addn(squares))
-        return ops.depend(norm, self.map(ops.assign, self.sums, gradients))
+        norm = ops.sqrt(ops.addn(self.map(_sum_of_squares, gradients)))
+        numbers = ops.concat((norm.reshape((1,)), numbers))
+        return ops.depend(numbers, self.map(ops.assign, self.sums, gradients))
 
 
 def _sum_of_squares(gradient: Tensor) -> Tensor:
@@ -210,27 +217,30 @@ class TrainOneStep:
 
     def __call__(
         self,
-        batches: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+        batches: Sequence[tuple[Tensor | np.ndarray, Tensor | np.ndarray, np.ndarray | None]],
         lr: float,
         interrupt: bool = False,
     ) -> StepResult:
         """One step at learning rate `lr` on the mean gradient of `batches`, this device's part of the step.
 
-        Each batch is images float32 (N, 3, S, S), targets float32 (N, K), and keep float32 (N, 14) or None.
+        Each batch is images float32 (N, 3, S, S), targets float32 (N, K), and keep float32 (N, 14) or None, tensors or
+        arrays.
 
         Raises:
             UserError: the loss is not finite; the weights are those before the step.
         """
         scale = self.loss_scale.value
-        total = 0.0
+        total = None
         for images, targets, keep in batches:
-            words = [] if keep is None else [Tensor(keep)]
-            total += float(self.gradient(Tensor(images), Tensor(targets), Tensor(scale, ms.float32), *words).asnumpy())
+            words = [] if keep is None else [_tensor(keep)]
+            loss = self.gradient(_tensor(images), _tensor(targets), Tensor(scale, ms.float32), *words)
+            total = loss if total is None else total + loss
         count = len(batches) * self.devices
-        norm = float(self.mean_gradient(Tensor(1 / (scale * count), ms.float32)).asnumpy())
-        total, interrupts = self.sum_over_devices([total, interrupt])
-        loss = float(total) / count
+        factor, asked = Tensor(1 / (scale * count), ms.float32), Tensor(float(interrupt), ms.float32)
+        norm, total, interrupts = self.mean_gradient(factor, total, asked).asnumpy().tolist()
+        loss = total / count
         if not np.isfinite(loss):
+            self.clear()
             raise UserError(
                 f"the loss is {loss}; training has diverged, start again with a lower --base_lr or a longer "
                 "--warmup_length"
@@ -253,3 +263,7 @@ class TrainOneStep:
         """Give every device the mean of all devices' BN statistics, so that all of them evaluate the same network."""
         if self.mean_statistics is not None:
             self.mean_statistics()
+
+
+def _tensor(x: Tensor | np.ndarray) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(x)

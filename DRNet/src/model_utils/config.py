@@ -13,7 +13,9 @@ ALL = ("eval", "export", *TRAIN)
 CONFIG = Path(__file__).resolve().parents[2] / "config" / "resnet50_imagenet2012_config.yaml"
 
 SETTINGS = {
-    "data_path": Setting("ImageNet root with train/ and val/, or a single split", str, ("eval", *TRAIN)),
+    "data_path": Setting(
+        "ImageNet root with train/ and val/; for eval.py a single split will do", str, ("eval", *TRAIN)
+    ),
     "num_classes": Setting("number of classes", positive, ALL),
     "image_size": Setting("pixels of the image that both networks get", positive, ALL),
     "resize_size": Setting("pixels of the shorter side before the centre crop", positive, ALL),
