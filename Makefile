@@ -1,6 +1,7 @@
 # make demo   a dynamic-resolution network trained, evaluated and shown on real images, in minutes on a CPU
 # make test   the whole test suite
-# Both make the environment .venv first; set PYTHON to choose the interpreter (3.10 to 3.12).
+# make convert-env   adds what ResNeSt/convert.py needs (PyTorch, ONNX, MindConverter) to the environment
+# Each makes the environment .venv first; set PYTHON to choose the interpreter (3.10 to 3.12).
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(if $(shell $(name) -c '' 2>/dev/null && echo yes),$(name))))
@@ -9,8 +10,10 @@ CONFIG := --config_path config/resnet50_digits_config.yaml
 # For a shorter demo, such as make demo SAMPLE="--images 20" TRAIN="--epochs 1"
 SAMPLE :=
 TRAIN :=
+# Installed without their dependencies, see ResNeSt/requirements-convert.txt.
+CONVERTER := mindconverter==1.7.0 resnest==0.0.5
 
-.PHONY: demo test bench check-system
+.PHONY: demo test bench convert-env check-system
 .DELETE_ON_ERROR:
 
 demo: .venv/requirements.stamp
@@ -37,6 +40,9 @@ bench: .venv/requirements-dev.stamp
 	$(ENV)/python tests/benchmarks/drnet_routing.py
 	$(ENV)/python tests/benchmarks/ddrnet_step.py
 	$(ENV)/python tests/benchmarks/ddrnet_input.py
+	$(ENV)/python tests/benchmarks/resnest_fused.py
+
+convert-env: .venv/requirements-convert.stamp
 
 # The stamps are newer than the requirements they were installed from, so a second run installs nothing.
 .venv/requirements.stamp: requirements.txt | check-system .venv/bin/python
@@ -45,6 +51,14 @@ bench: .venv/requirements-dev.stamp
 
 .venv/requirements-dev.stamp: requirements-dev.txt requirements.txt | check-system .venv/bin/python
 	$(ENV)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/requirements.stamp
+
+.venv/requirements-convert.stamp: ResNeSt/requirements-convert.txt requirements.txt | check-system .venv/bin/python
+	@echo "installing PyTorch, ONNX and MindConverter; this takes a minute and 1 GB (5 GB where pip's torch brings CUDA)"
+	@$(ENV)/python -m pip install --quiet --disable-pip-version-check -r ResNeSt/requirements-convert.txt \
+	  && $(ENV)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CONVERTER) \
+	  || { echo "error: the conversion packages do not install on $$($(ENV)/python --version), pip's reason is above; they" \
+	  "are tested on 3.11: remove .venv and run make convert-env PYTHON=python3.11" >&2; exit 2; }
 	@touch $@ .venv/requirements.stamp
 
 .venv/bin/python: | check-system

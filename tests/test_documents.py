@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-DOCUMENTS = ["README.md", "DRNet/readme.md", "DDRNet/README.md", "utils/hccl_tools/README.md"]
-TRANSLATIONS = {"DDRNet/README_CN.md": "DDRNet/README.md"}
+DOCUMENTS = ["README.md", "DRNet/readme.md", "ResNeSt/README.md", "DDRNet/README.md", "utils/hccl_tools/README.md"]
+TRANSLATIONS = {"ResNeSt/README_CN.md": "ResNeSt/README.md", "DDRNet/README_CN.md": "DDRNet/README.md"}
 MARK = re.compile(r"<!-- (needs: (ImageNet|Ascend|GPU)|not run: .+|benchmark) -->")
 SHORTER = {
     "make demo": 'make demo SAMPLE="--images 4" TRAIN="--epochs 1 --batch_size 8"',
@@ -54,7 +54,7 @@ def copy(tmp_path):
     for entry in Path(sys.prefix).iterdir():
         if entry.suffix != ".stamp":
             (copy / ".venv" / entry.name).symlink_to(entry)
-    for stamp in ("requirements.stamp", "requirements-dev.stamp"):
+    for stamp in ("requirements.stamp", "requirements-dev.stamp", "requirements-convert.stamp"):
         (copy / ".venv" / stamp).touch()
     return copy
 
@@ -110,6 +110,8 @@ def test_a_translation_has_the_same_commands(translation, original):
 TREES = {
     "DRNet": """eval.py readme.md checkpoint fig/DRNet.JPG config/resnet50_imagenet2012_config.yaml src/predictor.py
         src/classifier.py src/dataset.py src/gumbelmodule.py src/model_utils/config.py""",
+    "ResNeSt": """README_CN.md scripts/run_infer_310.sh src/resnest50.py src/resnest101.py src/resnest200.py
+        src/resnest269.py export.py preprocess.py postprocess.py""",
     "DDRNet": """README_CN.md README.md scripts/run_standalone_train_ascend.sh scripts/run_distribute_train_ascend.sh
         scripts/run_eval_ascend.sh scripts/run_standalone_train_gpu.sh scripts/run_distribute_train_gpu.sh
         scripts/run_eval_gpu.sh scripts/run_infer_310.sh src/configs src/data/imagenet.py src/data/augment

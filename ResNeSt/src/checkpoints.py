@@ -1,0 +1,318 @@
+"""Checkpoints of the four networks: recognised by what is in them, loaded strictly into either form.
+
+Kinds, as `describe` names them:
+- "torch": the authors' PyTorch file, with BNs;
+- "unfused", "fused": this project's own .ckpt, with BNs and without;
+- "mindconverter": a .ckpt of MindConverter. It is of the fused form, under names that MindConverter invents anew in
+  every release, so that only order and shapes tell which layer is which.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import mindspore.nn as nn
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from src import resnest50, resnest101, resnest200, resnest269
+from src.resnest import BN_PARAMETERS, ResNeSt, bn_behind, fuse, unfuse
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.cli import UserError
+
+
+class Backbone(NamedTuple):
+    """One of the four networks; images are resized to `resize` pixels square, of which the centre of `size` is cut."""
+
+    constructor: Callable[..., ResNeSt]
+    size: int
+    resize: int
+
+
+_MODULES = {module.__name__.rpartition(".")[2]: module for module in (resnest50, resnest101, resnest200, resnest269)}
+BACKBONES = {name: Backbone(getattr(m, name), m.INPUT_SIZE, m.RESIZE) for name, m in _MODULES.items()}
+BLOCKS = {name: module.BLOCKS for name, module in _MODULES.items()}
+HEAD = ("fc.weight", "fc.bias")
+CLASSES = "classes"  # the text beside the parameters that holds the class names
+TORCH_WORDS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+
+State = Mapping[str, np.ndarray]
+Layers = Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+def load(network: ResNeSt, path: str | Path, finetune: bool = False) -> list[str]:
+    """Load every parameter of `network` from a file of any kind; with `finetune` the head keeps its values.
+
+    Returns:
+        the parameters that were left out.
+
+    Raises:
+        UserError: unreadable file, another backbone or number of classes, or a missing, surplus or misshapen parameter.
+    """
+    kind, stored = _read(path)
+    theirs, ours = _backbone(kind, stored), _named(network.blocks)
+    if theirs != ours:
+        raise UserError(f"{path} is of a {_title(theirs)}, not of a {_title(ours)}; set --backbone {theirs}")
+    left_out = HEAD if finetune else ()
+    if kind == "mindconverter":
+        try:
+            parameters = from_layers(_pairs(stored), theirs)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        fused = True
+    else:
+        parameters, fused = (from_torch(stored) if kind == "torch" else stored), kind == "fused"
+    classes = parameters[HEAD[0]].shape[0] if parameters.get(HEAD[0], np.empty(0)).ndim == 2 else network.num_classes
+    if classes != network.num_classes and not finetune:
+        raise UserError(
+            f"{path} has {classes} classes, the network {network.num_classes}; set --num_classes {classes}, or, in "
+            "training, --finetune to start with a new head"
+        )
+    parameters = {name: value for name, value in parameters.items() if name not in left_out}
+    wanted = {name: shape for name, shape in _shapes(network, fused).items() if name not in left_out}
+    _compare(parameters, wanted, path, f"a {_title(ours)}")
+    if fused != network.fused:
+        parameters = (unfuse if fused else fuse)(parameters)
+    fill(network, parameters)
+    return list(left_out)
+
+
+def fill(network: ResNeSt, parameters: State) -> None:
+    """Set the parameters of `network` that `parameters` names to its values."""
+    for parameter in network.get_parameters():
+        if parameter.name in parameters:
+            parameter.set_data(Tensor(parameters[parameter.name].astype(np.float32)))
+
+
+def save(network: ResNeSt, path: str | Path, classes: Sequence[str] | None = None) -> None:
+    """Write the parameters and, if given, the class names in label order to `path`."""
+    facts = {} if classes is None else {CLASSES: json.dumps(list(classes))}
+    save_checkpoint(network.get_parameters(), path, facts)
+
+
+def classes_of(path: str | Path) -> list[str] | None:
+    """The class names in label order that `save` stored in `path`; None for a file without them."""
+    stored = None if _is_torch(path) else read_checkpoint(path).get(CLASSES)
+    return None if stored is None else json.loads(stored)
+
+
+def describe(path: str | Path) -> tuple[str, str, int]:
+    """Kind, backbone and number of classes of the checkpoint `path`.
+
+    Raises:
+        UserError: unreadable, or not of a ResNeSt.
+    """
+    kind, stored = _read(path)
+    head = stored.get(HEAD[0]) if kind != "mindconverter" else [*_pairs(stored)][-1][0]
+    if head is None:
+        raise UserError(f"{path} has no {HEAD[0]}, so the number of classes is unknown; get the whole file")
+    return kind, _backbone(kind, stored), head.shape[0]
+
+
+def read_torch(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of the PyTorch file `path` by name.
+
+    Raises:
+        UserError: no such file, torch not installed, unreadable, or a file that holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; put the file there or name another one")
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path} is a PyTorch file, and torch, which reads it, is missing; make convert-env") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a dozen kinds, depending on where the file is damaged
+        # In a file that does not begin as a pickle, what torch takes for an unknown operand is no code.
+        pickled = path.read_bytes()[:1] == b"\x80" and "Unsupported operand" in str(error)
+        if pickled or re.search(r"Unsupported (global|class)|Can only (build|set|create)|Trying to", str(error)):
+            raise UserError(
+                f"{path} holds pickled code beside tensors and is not read; get the authors' own file"
+            ) from error
+        raise UserError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file; it is truncated, damaged or of "
+            "another kind, get it again"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no tensors by name; give the authors' file or the state_dict() of their network")
+    return {name: value.numpy() if "num_batches" in name else value.float().numpy() for name, value in state.items()}
+
+
+def from_torch(state: State) -> dict[str, np.ndarray]:
+    """Parameters of the form with BNs from the authors' `state_dict()`: BN parameters have other names here."""
+    parameters = {}
+    for name, value in state.items():
+        layer, _, word = name.rpartition(".")
+        if word == "num_batches_tracked":
+            continue
+        if f"{layer}.running_mean" in state:
+            name = f"{layer}.{TORCH_WORDS.get(word, word)}"
+        parameters[name] = value
+    return parameters
+
+
+def from_layers(layers: Layers, backbone: str) -> dict[str, np.ndarray]:
+    """Parameters of the fused form from weight and bias of each convolution and of the dense layer, in order.
+
+    The order is that of execution, but the shortcut's convolution may stand anywhere among those of its block: nothing
+    makes it wait for the others, and what PyTorch runs last MindConverter 1.7.0 stores in second place. Shapes tell
+    which it is, but for the first block of ResNeSt-50, whose `conv3` has the same shape; the latter cannot run before
+    `conv2.fc2` has, and where both come after it, PyTorch's order holds, `conv3` first.
+
+    Raises:
+        UserError: another number of layers, or shapes in any other order.
+    """
+    layers = list(layers)
+    classes = len(layers[-1][0]) if layers else 0
+    wanted = _layers(BACKBONES[backbone].constructor(num_classes=max(classes, 1), fused=True))
+    title = _title(backbone)
+    if len(layers) != len(wanted):
+        raise UserError(f"{len(layers)} layers instead of the {len(wanted)} of a {title}; get the whole file of one")
+    parameters = {}
+    names = list(wanted)
+    while names:
+        block = names[0].rpartition("conv1")[0] if names[0].endswith(".conv1") else names[0]
+        group = [name for name in names if name.startswith(block)]
+        *others, last = group
+        # `last` is the shortcut's convolution, if there is one; the others keep their order.
+        places = range(len(others), -1, -1) if last.endswith("downsample.1") else [len(others)]
+        for place in places:
+            order = [*others[:place], last, *others[place:]]
+            if all(weight.shape == wanted[name] for (weight, _), name in zip(layers, order)):
+                break
+        else:
+            first = next(i for i, name in enumerate(group) if layers[i][0].shape != wanted[name])
+            raise UserError(
+                f"layer {len(wanted) - len(names) + first + 1} of {len(wanted)} does not fit a {title} in execution "
+                f"order: {layers[first][0].shape} instead of the {wanted[group[first]]} of {group[first]}"
+            )
+        for name, (weight, bias) in zip(order, layers):
+            parameters |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        layers, names = layers[len(group) :], names[len(group) :]
+    return {f"{name}.{word}": parameters[f"{name}.{word}"] for name in wanted for word in ("weight", "bias")}
+
+
+def layer_names(network: ResNeSt) -> list[str]:
+    """Names of the convolutions and the dense layer in the order in which the network runs them."""
+    return list(_layers(network))
+
+
+def _layers(network: ResNeSt) -> dict[str, tuple[int, ...]]:
+    """Shape of the weight of each convolution and dense layer; the cells are defined in the order of execution."""
+    cells = network.cells_and_names()
+    return {name: cell.weight.shape for name, cell in cells if isinstance(cell, nn.Conv2d | nn.Dense)}
+
+
+def _shapes(network: ResNeSt, fused: bool) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter that `network` has in the form `fused`, whatever form it is in."""
+    shapes = {}
+    for layer, shape in _layers(network).items():
+        behind = bn_behind(layer)
+        shapes[f"{layer}.weight"] = shape
+        if fused or not behind or layer.endswith(".fc1"):
+            shapes[f"{layer}.bias"] = shape[:1]
+        if behind and not fused:
+            shapes |= {f"{behind}.{word}": shape[:1] for word in BN_PARAMETERS}
+    return shapes
+
+
+def _is_torch(path: str | Path) -> bool:
+    """Whether a file begins as PyTorch's do, with a ZIP archive or a pickle, or at least has their ending."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt")
+
+
+def _read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Kind and arrays, under the file's own names, of the checkpoint `path`."""
+    if _is_torch(path):
+        stored = read_torch(path)
+    else:
+        content = read_checkpoint(path).items()
+        stored = {name: value.asnumpy() for name, value in content if isinstance(value, Parameter)}
+    kind = _kind(set(stored))
+    if kind.startswith("a") or (kind == "mindconverter" and not _is_chain(stored)):
+        what = kind if kind.startswith("a") else "another network"
+        raise UserError(f"{path} looks like {what}, not a ResNeSt; give the file of a ResNeSt")
+    return kind, stored
+
+
+def _kind(names: set[str]) -> str:
+    """The kind of file that has these parameter names, or what else it is, in words that begin with "a"."""
+    words = {name.rpartition(".")[2] for name in names}
+    if any(name.startswith(("moments.", "moment1.", "accum.")) or name == "learning_rate" for name in names):
+        return "a training state (resume.ckpt, for --resume)"
+    if any(re.fullmatch(r"layer[1-4]\.\d+\.conv2\.(conv|fc1|fc2)\.weight", name) for name in names):
+        if "running_mean" in words:
+            return "torch"
+        return "unfused" if words & set(BN_PARAMETERS) else "fused"
+    if "compression3.0.weight" in names:
+        return "a DDRNet-23"
+    if any(".bn_0." in name or name.startswith("end_point") for name in names):
+        return "a DRNet"
+    if any("quant" in name or name.endswith(".scale") for name in names):
+        return "a DynamicQuant network"
+    return "mindconverter" if names and words == {"weight", "bias"} else "another network"
+
+
+def _is_chain(stored: State) -> bool:
+    """Whether these are layers, of which the first is of a ResNeSt's stem and a dense one is the last."""
+    pairs = list(_pairs(stored))
+    shapes = [weight.shape for weight, _ in pairs]
+    return len(pairs) > 80 and shapes[0] in ((32, 3, 3, 3), (64, 3, 3, 3)) and len(shapes[-1]) == 2
+
+
+def _pairs(stored: State) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weight and bias of the layers of a MindConverter file in the order of the file."""
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in stored)
+    empty = np.empty(0, np.float32)
+    return [(stored.get(f"{layer}.weight", empty), stored.get(f"{layer}.bias", empty)) for layer in layers]
+
+
+def _backbone(kind: str, stored: State) -> str:
+    """The backbone that a file is of, or comes nearest to, by the number of its blocks, or of its layers."""
+    if kind == "mindconverter":
+        # Each block has five layers, four have a shortcut's beside; three of the stem and the dense one come to that.
+        return min(BLOCKS, key=lambda name: abs(5 * sum(BLOCKS[name]) + 8 - len(_pairs(stored))))
+    found = {tuple(map(int, m.groups())) for m in (re.match(r"layer([1-4])\.(\d+)\.", name) for name in stored) if m}
+    blocks = [sum(stage == number for number, _ in found) for stage in (1, 2, 3, 4)]
+    return min(BLOCKS, key=lambda name: sum(abs(a - b) for a, b in zip(BLOCKS[name], blocks)))
+
+
+def _named(blocks: tuple[int, ...]) -> str:
+    return next(name for name, its in BLOCKS.items() if its == tuple(blocks))
+
+
+def _title(backbone: str) -> str:
+    return backbone.replace("resnest", "ResNeSt-")
+
+
+def _compare(parameters: State, wanted: Mapping[str, tuple[int, ...]], path: str | Path, what: str) -> None:
+    """Raise a UserError unless `parameters` are exactly those of `wanted`, in name and shape."""
+    missing = [name for name in wanted if name not in parameters]
+    surplus = [name for name in parameters if name not in wanted]
+    if missing or surplus:
+        parts = ", ".join(filter(None, [_some("missing", missing), _some("surplus", surplus)]))
+        raise UserError(f"{path} does not hold the parameters of {what} ({parts}); get the whole file of one")
+    misshapen = [name for name, shape in wanted.items() if parameters[name].shape != shape]
+    if misshapen:
+        name = misshapen[0]
+        raise UserError(
+            f"{path}: {_some('of another shape', misshapen)}; {name} is {parameters[name].shape} in the file and "
+            f"{wanted[name]} in {what}; get the whole file of one"
+        )
+
+
+def _some(word: str, names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{len(names)} parameters {word}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""

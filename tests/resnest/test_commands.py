@@ -1,0 +1,376 @@
+"""train.py, eval.py and export.py, run as a user runs them, with good and with bad input."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, one_line_error, run_script
+from golden.recipe import value
+from mindspore import Tensor, nn
+from PIL import Image
+from src.checkpoints import fill, from_torch, save
+from src.config import load_config
+from src.resnest50 import resnest50
+
+from utils.cli import UserError
+
+FOLDER = ROOT / "ResNeSt"
+SAMPLE = ["--config_path", "config/resnest_sample_config.yaml"]
+CLASSES = [str(digit) for digit in range(10)]
+
+
+def rows(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(path: Path) -> dict:
+    return {name: p.asnumpy() for name, p in ms.load_checkpoint(str(path)).items() if isinstance(p, ms.Parameter)}
+
+
+def prepared(paths) -> np.ndarray:
+    """The documented evaluation at 64 pixels, in float64 until the end."""
+    images = [Image.open(path).convert("RGB").resize((64, 64), Image.BILINEAR) for path in paths]
+    x = (np.stack(images) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return x.transpose(0, 3, 1, 2).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a space in its name: the digits with 40 and 41 images, a checkpoint, and what it predicts.
+
+    The weights are the recipe's; the head's bias makes the mean logits 0, so that not every image gets one class.
+    """
+    place = tmp_path_factory.mktemp("resnest") / "a place"
+    place.mkdir()
+    words = ["--output", place / "digits", "--images", "4", "--size", "64"]
+    assert run_script(ROOT / "utils/sample_imagenet.py", *words, cwd=place).returncode == 0
+    first = sorted((place / "digits/val/0").iterdir())[0]
+    shutil.copy(first, first.with_name("extra.JPEG"))
+    ms.set_context(mode=ms.GRAPH_MODE)
+    network = resnest50(10)
+    names = json.loads((ROOT / "tests/golden/resnest50_torch.json").read_text())
+    recipe = {name: value(name, [10, *shape[1:]] if name.startswith("fc.") else shape) for name, shape in names}
+    fill(network, from_torch(recipe))
+    network.set_train(False)
+    paths = sorted((place / "digits/val").rglob("*.JPEG"))
+    logits = network(Tensor(prepared(paths))).asnumpy()
+    network.fc.bias.set_data(Tensor(network.fc.bias.asnumpy() - logits.mean(0)))
+    save(network, place / "resnest50.ckpt", CLASSES)
+    logits = logits - logits.mean(0)
+    assert len(set(logits.argmax(1))) > 3
+    expected = [(str(path), int(path.parent.name), row) for path, row in zip(paths, logits)]
+    return place, expected
+
+
+def evaluate(place, *words, **options):
+    flags = [*SAMPLE, "--data_path", place / "digits", "--ckpt_path", place / "resnest50.ckpt"]
+    return run_script("eval.py", *flags, "--output_dir", place / "out", *words, cwd=FOLDER, **options)
+
+
+def train(data, output, *words):
+    flags = [*SAMPLE, "--data_path", data, "--output_dir", output]
+    return ["train.py", *flags, "--batch_size", "8", "--warmup_epochs", "0", "--epochs", "1", *words]
+
+
+def result_lines(output: str) -> list[tuple[int, int]]:
+    """Hits and images of the two documented lines, whose accuracies must be theirs."""
+    form = r"^after allreduce eval: top1_correct=(\d+), tot=(\d+), acc=(\d+\.\d\d)%\n"
+    form += r"after allreduce eval: top5_correct=(\d+), tot=(\d+), acc=(\d+\.\d\d)%$"
+    found = re.search(form, output, re.M)
+    assert found, output
+    lines = [tuple(map(float, found.groups()[:3])), tuple(map(float, found.groups()[3:]))]
+    for correct, images, accuracy in lines:
+        assert accuracy == pytest.approx(100 * correct / images, abs=0.00501)
+    return [(int(correct), int(images)) for correct, images, _ in lines]
+
+
+def hits(expected, k: int) -> int:
+    return sum(label in np.argsort(-row, kind="stable")[:k] for _, label, row in expected)
+
+
+def test_eval_counts_every_image_and_prints_the_documented_lines(place):
+    place, expected = place
+    result = evaluate(place, "--predictions", place / "p.csv", "--batch_size", "9")
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    assert result_lines(result.stdout) == [(hits(expected, 1), 41), (hits(expected, 5), 41)]
+    found = {row["path"]: (int(row["label"]), int(row["prediction"])) for row in rows(place / "p.csv")}
+    assert found == {path: (label, int(row.argmax())) for path, label, row in expected}
+    report = json.loads((place / "out/results.json").read_text())
+    assert (report["top1_correct"], report["images"], report["left_out"]) == (hits(expected, 1), 41, 0)
+    labels = np.array([label for _, label, _ in expected])
+    logits = np.stack([row for _, _, row in expected]).astype(np.float64)
+    loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(41), labels]
+    assert report["loss"] == pytest.approx(loss.mean(), abs=1e-5)
+
+
+def test_a_corrupt_image_is_left_out_over_two_devices_and_with_strict_it_is_an_error(place, tmp_path):
+    place, expected = place
+    data = tmp_path / "data"
+    shutil.copytree(place / "digits", data)
+    broken = data / "val/3/a_broken.JPEG"
+    broken.write_bytes(b"\xff\xd8 no image")
+    words = ["--data_path", data, "--predictions", tmp_path / "p.csv", "--batch_size", "16", "--output_dir", tmp_path]
+    result = evaluate(place, *words, "--device_num", "2", "--device_target", "CPU")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "42 images, CPU x 2" in result.stdout and "[INFO]" not in result.stdout
+    assert "1 of 42 images could not be read and were left out" in result.stdout
+    assert result_lines(result.stdout) == [(hits(expected, 1), 41), (hits(expected, 5), 41)]
+    found = {Path(row["path"]).name: int(row["prediction"]) for row in rows(tmp_path / "p.csv")}
+    assert found == {Path(path).name: int(row.argmax()) for path, _, row in expected}
+    assert str(broken) in one_line_error(evaluate(place, "--data_path", data, "--strict"))
+
+
+@pytest.mark.parametrize("batch_size, name", [(0, "my_net.v1"), (3, "other.MINDIR"), (1, None)])
+def test_the_exported_file_predicts_the_same_and_the_manifest_says_how(place, tmp_path, batch_size, name):
+    place, expected = place
+    words = [*SAMPLE, "--backbone", "resnest50", "--ckpt_path", place / "resnest50.ckpt", "--device_target", "CPU"]
+    words += ["--device_id", "0", "--file_format", "MINDIR", "--output_dir", tmp_path / "an export"]
+    words += ["--batch_size", batch_size, *(["--file_name", name] if name else [])]
+    result = run_script("export.py", *words, cwd=FOLDER)
+    assert result.returncode == 0, result.stderr
+    assert "differs from the live network by at most" in result.stdout
+    stem = {"other.MINDIR": "other", None: "resnest50"}.get(name, name)
+    file, manifest = (tmp_path / "an export" / f"{stem}.{ending}" for ending in ("mindir", "json"))
+    assert sorted(file.parent.iterdir()) == sorted([file, manifest])
+    manifest = json.loads(manifest.read_text())
+    assert manifest["input"]["shape"] == [batch_size, 3, 64, 64] and manifest["class_names"] == CLASSES
+    steps = manifest["preprocess"]
+    assert steps["resize"] == [64, 64] and steps["center_crop"] == 64 and "bilinear" in steps["interpolation"]
+    assert (steps["mean"], steps["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    if batch_size == 3:
+        loaded = nn.GraphCell(ms.load(str(file)))
+        for start in (0, 6):
+            some = expected[start : start + 3]
+            logits = loaded(Tensor(prepared([path for path, _, _ in some]))).asnumpy()
+            np.testing.assert_allclose(logits, [row for _, _, row in some], atol=1e-4)
+    else:
+        result = evaluate(place, "--ckpt_path", file, "--predictions", tmp_path / "p.csv", "--output_dir", tmp_path)
+        assert result_lines(result.stdout) == [(hits(expected, 1), 41), (hits(expected, 5), 41)], result.stderr
+        assert [int(row["prediction"]) for row in rows(tmp_path / "p.csv")] == [row.argmax() for _, _, row in expected]
+        for flag, wrong in (("--image_size", "32"), ("--backbone", "resnest101"))[: 2 * batch_size]:
+            line = one_line_error(evaluate(place, "--ckpt_path", file, flag, wrong))
+            assert f"not {wrong}; set {flag} " in line
+
+
+def stop_training(command: list, line: str, seconds: float) -> str:
+    """Run a training and press Ctrl-C so long after it has printed `line`; returns what it has printed."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=FOLDER, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    printed = []
+    while not printed or not printed[-1].startswith(line):
+        printed.append(process.stdout.readline())
+        assert printed[-1], process.stderr.read()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, (printed, rest, errors)
+    return "".join(printed) + rest + errors
+
+
+def test_own_classes_from_a_checkpoint_with_others(place, tmp_path):
+    place, _ = place
+    words = ["--output", tmp_path / "five", "--images", "4", "--classes", "5", "--size", "64"]
+    assert run_script(ROOT / "utils/sample_imagenet.py", *words, cwd=tmp_path).returncode == 0
+    broken = sorted((tmp_path / "five/train/2").iterdir())[0]
+    broken.write_bytes(b"no image")
+    start = place / "resnest50.ckpt"
+    own = ["--num_classes", "5", "--ckpt_path", start, "--finetune", "--lr", "0.001", "--flip", "0.5"]
+    result = run_script(*train(tmp_path / "five", tmp_path / "o", *own, "--batch_size", "5"), cwd=FOLDER)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "trained from nothing: fc.weight, fc.bias" in result.stdout
+    assert result.stderr.strip() == f"warning: {broken} cannot be read as an image; going on without it"
+    assert "1 training images could not be read; others took their places" in result.stdout
+    trained, before = checkpoint(tmp_path / "o/resnest50.ckpt"), checkpoint(start)
+    assert trained["fc.weight"].shape == (5, 2048)
+    pair = (trained["layer1.0.conv1.weight"].ravel(), before["layer1.0.conv1.weight"].ravel())
+    assert 0.95 < np.corrcoef(*pair)[0, 1] < 1 - 1e-6  # trained on, not anew
+    assert ms.load_checkpoint(str(tmp_path / "o/resnest50.ckpt"))["classes"] == json.dumps(CLASSES[:5])
+
+    # The best checkpoint has the accuracy that the training reports; the training state is no checkpoint of a network.
+    best = json.loads((tmp_path / "o/results.json").read_text())["best"]
+    words = ["--data_path", tmp_path / "five", "--num_classes", "5", "--output_dir", tmp_path / "e", "--ckpt_path"]
+    report = evaluate(place, *words, tmp_path / "o/resnest50.ckpt")
+    assert result_lines(report.stdout)[0] == (round(20 * best["top1"]), 20)
+    line = one_line_error(evaluate(place, *words, tmp_path / "o/resume.ckpt"))
+    assert "a training state (resume.ckpt, for --resume)" in line
+    swapped = train(tmp_path / "five", tmp_path / "x", *own, "--resume", start)
+    assert "no training state" in one_line_error(run_script(*swapped, cwd=FOLDER))
+
+
+def small(data, output, *words):
+    _, *flags = train(data, output, *words)
+    return [ROOT / "tests/resnest/small_network.py", 1, "own", *flags, "--device_target", "CPU"]
+
+
+def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_path):
+    """Three epochs straight, against a stop in mid-epoch plus a resume; crop, flip and dropout are on."""
+    place, _ = place
+    data = place / "digits"
+    words = ["--dropout", "0.2", "--flip", "0.5", "--num_workers", "1", "--lr", "0.01", "--epochs", "3"]
+    straight = run_script(*small(data, tmp_path / "straight", *words), cwd=FOLDER)
+    assert straight.returncode == 0, straight.stdout + straight.stderr
+    # While the first step compiles, Ctrl-C is only noted, for the end of that step.
+    state = tmp_path / "stopped/resume.ckpt"
+    output = stop_training(small(data, tmp_path / "stopped", *words), "5 steps an epoch", 1)
+    stop = re.search(r"stopped after step ([1-4]) of epoch 1; go on with --resume (.*)", output)
+    assert stop and stop[2] == str(state), output
+    assert not (tmp_path / "stopped/metrics.csv").exists()
+    other = run_script(*small(data, tmp_path / "x", *words, "--resume", state, "--lr", "0.3"), cwd=FOLDER)
+    assert "lr 0.01 (now 0.3)" in one_line_error(other)
+    resumed = run_script(*small(data, tmp_path / "resumed", *words, "--resume", state), cwd=FOLDER)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on after step {stop[1]} of epoch 1" in resumed.stdout
+
+    one, two = (rows(tmp_path / run / "metrics.csv") for run in ("straight", "resumed"))
+    assert len(one) == len(two) == 3 and [row["top1"] for row in one] == [row["top1"] for row in two]
+    for key in ("lr", "loss", "val_loss"):
+        assert [float(r[key]) for r in one] == pytest.approx([float(r[key]) for r in two], rel=1e-5)
+    one, two = (checkpoint(tmp_path / run / "resume.ckpt") for run in ("straight", "resumed"))
+    assert set(one) == set(two) and "accum.fc.weight" in one
+    for key in one:
+        np.testing.assert_allclose(one[key], two[key], atol=1e-5, err_msg=key)
+    best = json.loads((tmp_path / "resumed/results.json").read_text())["best"]
+    assert best["top1"] == max(float(row["top1"]) for row in rows(tmp_path / "resumed/metrics.csv"))
+
+
+def test_two_workers_follow_one_with_twice_the_batch(place, tmp_path):
+    """Step k sees the same images and dropout, the gradients are averaged; BNs are frozen."""
+    place, _ = place
+    plain = [*SAMPLE, "--data_path", place / "digits", "--device_target", "CPU", "--warmup_epochs", "0"]
+    plain += ["--epochs", "2", "--dropout", "0.3", "--lr", "0.02", "--last_gamma", "false"]
+    for workers, batch in ((1, 8), (2, 4)):
+        words = [workers, "frozen", *plain, "--batch_size", batch, "--output_dir", tmp_path / str(workers)]
+        result = run_script(ROOT / "tests/resnest/small_network.py", *words, cwd=FOLDER)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert "CPU x 2, 40 training and 41 validation images" in result.stdout and "[INFO]" not in result.stdout
+    one, two = (rows(tmp_path / str(workers) / "metrics.csv") for workers in (1, 2))
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two):
+        for key in ("lr", "loss", "val_loss"):
+            assert float(a[key]) == pytest.approx(float(b[key]), rel=2e-3)
+        assert (a["top1"], a["top5"]) == (b["top1"], b["top5"])
+    one, two = (checkpoint(tmp_path / str(workers) / "resume.ckpt") for workers in (1, 2))
+    for key in one:
+        np.testing.assert_allclose(one[key], two[key], atol=5e-4, err_msg=key)
+
+
+def test_a_diverging_training_stops_with_one_line(place, tmp_path):
+    place, _ = place
+    line = one_line_error(run_script(*small(place / "digits", tmp_path, "--lr", "1e30"), cwd=FOLDER))
+    assert "training has diverged, start again with a lower --lr" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_ends_with_one_line(place, tmp_path):
+    """Each row: script, flags that are wrong, and what the error must speak of."""
+    place, _ = place
+    (tmp_path / "truncated.ckpt").write_bytes((place / "resnest50.ckpt").read_bytes()[:100000])
+    save(resnest50(5), tmp_path / "five.ckpt")
+    (tmp_path / "odd.mindir").write_bytes(b"x")
+    (tmp_path / "odd.json").write_text("[]")
+    cases = [
+        ("eval", ["--data_path", tmp_path / "none"], "no folder"),
+        ("eval", ["--num_classes", "1000"], "set --num_classes 10"),
+        ("eval", ["--ckpt_path", tmp_path / "none.ckpt"], "no checkpoint at"),
+        ("eval", ["--ckpt_path", tmp_path / "truncated.ckpt"], "truncated"),
+        ("eval", ["--ckpt_path", tmp_path / "five.ckpt"], "set --num_classes 5"),
+        ("eval", ["--backbone", "resnest101"], "set --backbone resnest50"),
+        ("eval", ["--ckpt_path", tmp_path / "none.mindir"], "no file"),
+        ("eval", ["--ckpt_path", tmp_path / "odd.mindir"], "not a manifest"),
+        ("train", ["--batch_size", "64"], "set --batch_size lower"),
+        ("train", ["--ckpt_path", tmp_path / "five.ckpt"], "--finetune to start with a new head"),
+        ("train", ["--device_num", "2", "--rank_table_file", tmp_path / "no.json"], "rank table"),
+        ("train", ["--resume", tmp_path / "none.ckpt"], "no checkpoint at"),
+        ("export", ["--ckpt_path", tmp_path / "five.ckpt"], "set --num_classes 5"),
+        ("export", ["--file_name", "my net"], "take letters, digits and"),
+    ]
+    if not ms.hal.is_available("GPU"):
+        cases.append(("eval", ["--device_target", "GPU"], "no GPU that MindSpore can use"))
+    if not ms.hal.is_available("Ascend"):
+        cases.append(("export", ["--file_format", "AIR"], "Ascend"))
+    for script, words, wanted in cases:
+        flags = [*SAMPLE, "--output_dir", tmp_path / "out"]
+        if script == "train":
+            flags += ["--batch_size", "8", "--epochs", "1"]
+        elif "--ckpt_path" not in words:
+            flags += ["--ckpt_path", place / "resnest50.ckpt"]
+        if script != "export" and "--data_path" not in words:
+            flags += ["--data_path", place / "digits"]
+        line = one_line_error(run_script(f"{script}.py", *flags, *words, cwd=FOLDER))
+        assert wanted in line, (script, words, line)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command, words, wanted",
+    [
+        ("eval", [], "needs a checkpoint; give it with --ckpt_path"),
+        ("eval", ["--ckpt_path", "a", "--pretrained", "b"], "one setting with two values"),
+        ("eval", ["--ckpt_path", "a", "--image_size", "100"], "a multiple of 32"),
+        ("eval", ["--ckpt_path", "a", "--resize_size", "192"], "resnest50 was trained for a crop of 224 out of 256"),
+        ("eval", ["--ckpt_path", "a", "--batch_size", "0"], "too small for eval.py"),
+        ("eval", ["--ckpt_path", "a", "--preprocess", "torch"], "invalid choice"),
+        ("eval", ["--backbone", "resnest201"], "invalid choice"),
+        ("eval", ["--device_id", "-1"], "-1 is not a whole number"),
+        ("export", ["--num_workers", "2"], "unrecognized arguments"),
+        ("train", ["--batch_size", "1"], "at least 2"),
+        ("train", ["--warmup_epochs", "99"], "longer than --epochs"),
+        ("train", ["--finetune"], "--finetune starts from a checkpoint"),
+        ("train", ["--crop_scale", "0.5"], "--crop_scale takes two rising numbers"),
+        ("train", ["--crop_scale", "0.5", "2"], "cannot be larger than the image"),
+        ("train", ["--crop_ratio", "2", "1"], "--crop_ratio takes two rising numbers"),
+        ("train", ["--lr", "fast"], "fast is not a number above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(command, words, wanted):
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        load_config(command, "", words)
+
+
+def test_keys_of_the_config_file_are_checked(tmp_path):
+    text = (FOLDER / "config/resnest_sample_config.yaml").read_text()
+    for old, new, wanted in (
+        ("momentum:", "momentun:", "unknown key momentun; did you mean momentum?"),
+        ("momentum: 0.9\n", "", "lacks the key momentum; copy it from config/resnest_imagenet_config.yaml"),
+        ("momentum: 0.9", "momentum: much", "momentum: much is not a number from 0 to below 1"),
+    ):
+        assert old in text
+        (tmp_path / "other.yaml").write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=re.escape(wanted)):
+            load_config("train", "", ["--config_path", str(tmp_path / "other.yaml")])
+
+
+@pytest.mark.parametrize("backbone, crop, resize", [(50, 224, 256), (101, 256, 256), (200, 320, 320), (269, 416, 416)])
+def test_sizes_are_those_of_the_document_unless_given(backbone, crop, resize):
+    words = ["--backbone", f"resnest{backbone}", "--ckpt_path", "x"]
+    args = load_config("eval", "", words)
+    assert (args.image_size, args.resize_size, args.preprocess) == (crop, resize, "documented")
+    args = load_config("export", "", [*words, "--image_size", str(2 * crop)])
+    assert (args.image_size, args.resize_size, args.output_dir, args.batch_size) == (2 * crop, 2 * resize, ".", 1)
+
+
+def test_both_configs_have_the_same_keys():
+    one, two = (yaml.safe_load(path.read_text()) for path in sorted((FOLDER / "config").glob("*.yaml")))
+    assert list(one) == list(two)
+
+
+def test_help_explains_every_flag():
+    flags = ["--config_path", "--device_target", "--device_id", "--batch_size", "--output_dir", "--backbone"]
+    more = {"export": ["--file_format", "--file_name"], "eval": ["--predictions"], "train": ["--resume"]}
+    for script, others in more.items():
+        text = run_script(f"{script}.py", "--help", cwd=FOLDER).stdout
+        for flag in (*flags, "--ckpt_path", "--pretrained", *others):
+            assert flag in text
+        assert text.count("(default: ") >= 11

@@ -1,0 +1,283 @@
+"""The authors' weights to this project's checkpoint, with the real MindConverter, from ONNX and directly."""
+
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+
+import convert
+import numpy as np
+import pytest
+from conftest import ROOT, one_line_error, run_script
+from golden.recipe import images, value
+from mindspore import Tensor
+from src.checkpoints import load, read_torch
+from src.resnest50 import resnest50
+
+from utils.checkpoint import read_checkpoint
+from utils.cli import UserError
+
+GOLDEN = ROOT / "tests" / "golden"
+SCRIPT = ROOT / "ResNeSt" / "convert.py"
+TOOLS = ["torch", "resnest", "onnx", "onnxruntime", "onnxoptimizer", "mindconverter"]
+MISSING = [name for name in TOOLS if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed; make convert-env")
+
+
+def torch_save(path, arrays):
+    import torch
+
+    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+    return path
+
+
+def without(*names):
+    """Words that run convert.py in a Python that lacks these packages."""
+    lines = [
+        "import runpy, sys",
+        f"sys.modules.update(dict.fromkeys({names}))",
+        f"sys.argv[0], sys.path[0] = {str(SCRIPT)!r}, {str(SCRIPT.parent)!r}",
+        "runpy.run_path(sys.argv[0], run_name='__main__')",
+    ]
+    return ["-c", "\n".join(lines)]
+
+
+def parameters(path):
+    return {name: value.asnumpy() for name, value in read_checkpoint(path).items()}
+
+
+def assert_equal(one, other):
+    one, other = parameters(one), parameters(other)
+    assert list(one) == list(other) and len(one) == 176
+    for name, array in one.items():
+        np.testing.assert_allclose(other[name], array, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def differences(output):
+    """What a conversion printed: whose logits differ from whose by how much, and how much is allowed."""
+    line = r"logits of (\w+) differ from (\w+)'s by at most (\S+); (\S+) is allowed"
+    return {(a, b): (float(found), float(allowed)) for a, b, found, allowed in re.findall(line, output)}
+
+
+def linear_network(path, layers, operator=None, side=64, bias=True):
+    """An ONNX chain of 1x1 convolutions of 3 channels, with `operator` at its end."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    weight = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    tensors = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.zeros(3, np.float32), "b")]
+    inputs = ["w", "b"] if bias else ["w"]
+    nodes = [helper.make_node("Conv", [f"x{k}", *inputs], [f"x{k + 1}"]) for k in range(layers)]
+    if operator:
+        nodes.append(helper.make_node(operator, [f"x{layers}"], ["end"]))
+    shape = [1, 3, side, side]
+    first, last = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x0", nodes[-1].output[0])
+    )
+    graph = helper.make_graph(nodes, "chain", [first], [last], tensors)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a space in its name and two files of weights: the recipe's, and those of a network never trained.
+
+    The latter, small.pth, has 10 classes, half precision, and the counters that PyTorch's newer BNs have.
+    """
+    import torch
+    from resnest.torch import resnest
+
+    place = tmp_path_factory.mktemp("convert") / "a place"
+    place.mkdir()
+    rows = json.loads((GOLDEN / "resnest50_torch.json").read_text())
+    torch_save(place / "authors.pth", {name: value(name, shape) for name, shape in rows})
+    torch.manual_seed(0)
+    torch.save(resnest.resnest50(num_classes=10).half().state_dict(), place / "small.pth")
+    return place
+
+
+@pytest.fixture(scope="module")
+def small_onnx(place):
+    """The network of small.pth for images of 64 pixels."""
+    network = convert.torch_network("resnest50", read_torch(place / "small.pth"))
+    return convert.export_onnx(network, 64, place / "small.onnx")
+
+
+def test_whole_way_downloaded_proved_and_equal_to_the_direct_one(place):
+    digest = hashlib.sha256((place / "authors.pth").read_bytes()).hexdigest()
+    download = ["--download", "--checkpoint_url", (place / "authors.pth").as_uri(), "--checkpoint_sha256", digest[:8]]
+    result = run_script(
+        SCRIPT, "--backbone", "resnest50", *download, "--torch_ckpt", "got.pth", "--ckpt_path", "whole.ckpt", cwd=place
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "MINDCONVERTER" not in result.stdout and not result.stderr
+    for line in ("PyTorch: got.pth: 405 tensors", "ONNX: exported: .*224 pixels", "MindConverter 1.7.0: 88 layers"):
+        assert re.search(rf"^{line}, \d+\.\d s$", result.stdout, re.M), result.stdout
+    found = differences(result.stdout)
+    assert list(found) == [("ONNX", "PyTorch"), ("MindSpore", "PyTorch")]
+    assert all(difference < 1e-5 and 1e-4 < allowed < 1e-2 for difference, allowed in found.values())
+
+    expected = json.loads((GOLDEN / "resnest50.json").read_text())
+    network = resnest50(fused=True).set_train(False)
+    load(network, place / "whole.ckpt")
+    logits = network(Tensor(images(1, 224, 0))).asnumpy()
+    np.testing.assert_allclose(logits[:, :10], expected["first10"], atol=1e-5)
+
+    words = ["--backbone", "resnest50", "--torch_ckpt", "authors.pth", "--direct", "--ckpt_path", "direct.ckpt"]
+    direct = run_script(*without(*TOOLS[2:]), *words, cwd=place)
+    assert direct.returncode == 0, direct.stdout + direct.stderr
+    assert list(differences(direct.stdout)) == [("MindSpore", "PyTorch")]
+    assert_equal(place / "whole.ckpt", place / "direct.ckpt")
+    assert not list(place.glob(".*")), "something was left behind"
+
+
+def test_from_onnx_without_the_authors_network(place, small_onnx):
+    words = ["--backbone", "resnest50", "--num_classes", 10, "--ckpt_path"]
+    result = run_script(*without("resnest"), *words, "onnx.ckpt", "--onnx", small_onnx, cwd=place)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert list(differences(result.stdout)) == [("MindSpore", "ONNX")]
+    direct = run_script(SCRIPT, *words, "direct10.ckpt", "--torch_ckpt", "small.pth", "--direct", cwd=place)
+    assert direct.returncode == 0, direct.stderr
+    assert_equal(place / "onnx.ckpt", place / "direct10.ckpt")
+
+
+def test_weights_that_are_equal_stay_apart(small_onnx):
+    """Exporters store equal weights once, as the biases of a network that has never been trained."""
+    model, size = convert.read_onnx(small_onnx, 224)
+    assert size == 64 and any(node.op_type == "Identity" for node in model.graph.node)
+    before = convert.run_onnx(model, small_onnx, convert.sample(64))
+    convert.rename(model, small_onnx)
+    assert np.array_equal(convert.run_onnx(model, small_onnx, convert.sample(64)), before)
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert {f"{layer}.{word}" for layer in range(88) for word in ("weight", "bias")} <= names
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+    assert all(re.fullmatch(rf"{node.op_type}_\d+", node.name) for node in model.graph.node)
+
+
+def test_mindconverter_that_fails_shows_its_last_lines(tmp_path, capsys):
+    import onnx
+
+    model = onnx.load(str(linear_network(tmp_path / "odd.onnx", 3, "Sinh")))
+    convert.rename(model, tmp_path / "odd.onnx")
+    with pytest.raises(UserError, match="MindConverter failed"):
+        convert.mindconverter(model, 64, tmp_path)
+    shown = capsys.readouterr().out
+    assert "NodeTypeNotSupport" in shown and re.search(r"^onnx::Sinh, 1, (?!Supported)", shown, re.M), shown
+
+
+def test_networks_that_are_no_resnest50(tmp_path):
+    def refused(*words, **options):
+        file = linear_network(tmp_path / "chain.onnx", *words, **options)
+        with pytest.raises(UserError) as caught:
+            model, _ = convert.read_onnx(file, 224)
+            convert.rename(model, file)
+            convert.check_depth(model, file, "resnest50")
+        return str(caught.value)
+
+    assert "operators that ResNeSt does not have: Sigmoid" in refused(88, "Sigmoid")
+    assert "has 17 layers, so it is no ResNeSt; a resnest50 has 88" in refused(17)
+    assert "is of a resnest101, not of a resnest50" in refused(173)
+    assert "lacks a constant weight or bias" in refused(88, bias=False)
+    assert "side divisible by 32" in refused(88, side=48)
+    file = linear_network(tmp_path / "chain.onnx", 88)
+    model, _ = convert.read_onnx(file, 224)
+    convert.rename(model, file)
+    with pytest.raises(UserError, match=r"ONNX Runtime cannot run .*chain\.onnx"):
+        convert.run_onnx(model, file, convert.sample(32))
+    layers = [(np.zeros((3, 3, 1, 1), np.float32), np.zeros(3, np.float32))] * 88
+    with pytest.raises(UserError, match=r"chain.onnx: layer 1 of 88 does not fit a ResNeSt-50"):
+        convert.fill_from(layers, resnest50(fused=True), "resnest50", file)
+
+
+def test_proof_refuses_what_differs():
+    right = np.array([[2.0, -4.0, 1.0]], np.float32)
+    convert.prove({"PyTorch": right, "ONNX": right + 0.003})
+    for wrong in (right + 0.005, right * np.nan, right[:, :2]):
+        with pytest.raises(UserError, match="ONNX computes something else than PyTorch"):
+            convert.prove({"PyTorch": right, "ONNX": wrong})
+
+
+def test_download_checks_the_hash(tmp_path):
+    (tmp_path / "there").write_bytes(b"weights")
+    url, digest = (tmp_path / "there").as_uri(), hashlib.sha256(b"weights").hexdigest()
+    got = tmp_path / "got.pth"
+    with pytest.raises(UserError, match=r"expected 00000000; removed"):
+        convert.fetch(url, got, "00000000")
+    assert not got.exists()
+    convert.fetch(url, got, digest[:8])
+    convert.fetch(url, got, digest)
+    with pytest.raises(UserError, match=r"another file.*move it away"):
+        convert.fetch(url, got, "00000000")
+    assert got.read_bytes() == b"weights"
+
+
+def test_authors_names_and_hashes_go_with_the_networks(monkeypatch):
+    from resnest.torch import resnest
+
+    for backbone, digits in convert.AUTHORS_SHA256.items():
+        assert resnest.short_hash(backbone) == digits
+        monkeypatch.setattr(sys, "argv", ["convert.py", "--backbone", backbone])
+        args = convert.arguments()
+        assert args.torch_ckpt.name == f"{backbone}-{digits}.pth" == args.checkpoint_url.rpartition("/")[2]
+        assert args.checkpoint_sha256 == digits and args.ckpt_path.name == f"{backbone}.ckpt"
+
+
+class Pickled:
+    """What a .pth may not hold: an object whose reading calls a function."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of the file was run')",))
+
+
+@pytest.fixture(scope="module")
+def bad(place):
+    """A folder of files that cannot be converted."""
+    import torch
+
+    bad = place / "bad"
+    bad.mkdir()
+    torch.save({"conv1.0.weight": Pickled()}, bad / "code.pth")
+    whole = (place / "small.pth").read_bytes()
+    (bad / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    rows = json.loads((GOLDEN / "resnest101_torch.json").read_text())
+    torch_save(bad / "resnest101.pth", {name: np.zeros(1, np.float32) for name, _ in rows})
+    (bad / "truncated.onnx").write_bytes(linear_network(bad / "chain.onnx", 88).read_bytes()[:1000])
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--torch_ckpt", "bad/code.pth"], "bad/code.pth holds pickled code"),
+        (["--torch_ckpt", "bad/truncated.pth"], "cannot be read as a PyTorch file; it is truncated"),
+        (["--torch_ckpt", "bad/resnest101.pth"], "is of a ResNeSt-101, not of a ResNeSt-50; set --backbone resnest101"),
+        (["--torch_ckpt", "small.pth"], "has 10 classes, the network 1000; set --num_classes 10"),
+        ([], "no file resnest50-528c19ca.pth; put the authors' weights there or add --download"),
+        (["--onnx", "bad/truncated.onnx"], "cannot be read as an ONNX file"),
+        (["--onnx", "bad/nothing.onnx"], "no file bad/nothing.onnx"),
+        (["--onnx", "bad/chain.onnx", "--direct"], "--onnx takes the place of"),
+        (["--torch_ckpt", "small.pth", "--ckpt_path", "bad/chain.onnx/x.ckpt"], "cannot write bad/chain.onnx/x.ckpt"),
+        (["--torch_ckpt", "small.pth", "--ckpt_path", "bad/x.pth"], "must end in .ckpt"),
+        (["--torch_ckpt", "small.pth", "--checkpoint_url", "file:///x"], "are for --download"),
+        (["--num_classes", "0"], "must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_writes_nothing(words, message, place, bad):
+    before = sorted(place.rglob("*"))
+    result = run_script(
+        SCRIPT,
+        "--backbone",
+        "resnest50",
+        *words,
+        *([] if "--ckpt_path" in words else ["--ckpt_path", "bad/out.ckpt"]),
+        cwd=place,
+    )
+    assert message in one_line_error(result)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_missing_packages_are_named_with_the_make_target(place):
+    words = ["--backbone", "resnest50", "--torch_ckpt", "small.pth"]
+    result = run_script(*without("torch", "mindconverter"), *words, cwd=place)
+    assert "torch, mindconverter not installed" in one_line_error(result) and "make convert-env" in result.stderr
