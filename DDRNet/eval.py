@@ -11,7 +11,7 @@ from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
 from utils.download import download
 from utils.export import load_mindir
-from utils.images import CorruptImages, ImageFolder, open_split
+from utils.images import CorruptImages, ImageFolder, check_classes, open_split
 from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import write_results, write_rows
 
@@ -107,20 +107,6 @@ def read_manifest(path: Path, args) -> dict:
             flag = "--crop_pct" if key == "resize" else f"--{key}"
             raise UserError(f"{path} was exported for {key} {found[key]}, not {wanted[key]}; set {flag} accordingly")
     return manifest
-
-
-def check_classes(path: str, names: list[str] | None, folder: ImageFolder) -> None:
-    """Whether the classes that the network was trained on, where its file tells them, are those of the images.
-
-    Raises:
-        UserError: they are not.
-    """
-    for label, (one, other) in enumerate(zip(names or [], folder.classes)):
-        if one != other:
-            raise UserError(
-                f"label {label} is {one} in {path} and {other} in the images; evaluate it on its own classes, listed "
-                "in label order in a file classes.txt beside the split if some of them are missing"
-            )
 
 
 def report(args, folder: ImageFolder, result: Evaluation, left_out: int) -> None:

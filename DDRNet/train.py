@@ -1,6 +1,5 @@
 """Train DDRNet-23 on ImageNet or on your own classes."""
 
-import shutil
 import sys
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
@@ -8,7 +7,8 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import Interrupt, UserError, check_writable, run, whole_file
+from utils.checkpoint import copy_best
+from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
 from utils.images import CorruptImages, open_root
 from utils.launcher import is_scheduler, is_worker, launch
@@ -133,7 +133,7 @@ def train(args, output, train_loader, val_loader) -> int:
         last = (position["epoch"] + 1, position["step"])
         record = StepRecord(output / "steps.csv", before, position["epoch"] * steps + position["step"], last)
         if position["best"] is not None:
-            bring_best(Path(args.resume).with_name(best_file.name), best_file)
+            copy_best(Path(args.resume).with_name(best_file.name), best_file)
 
     interrupt = Interrupt()
     evaluate = EvaluateAndKeepBest(
@@ -220,19 +220,6 @@ def train(args, output, train_loader, val_loader) -> int:
     best = evaluate.best
     say(f"best: epoch {best['epoch']}, top-1 {best['top1']:.2%}; {best_file}")
     return 0
-
-
-def bring_best(source: Path, target: Path) -> None:
-    """Copy the best checkpoint of the run that is resumed into this run's folder.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if not source.is_file():
-        raise UserError(f"{source}, the best checkpoint of that run, is missing; keep it beside its resume.ckpt")
-    if source.resolve() != target.resolve():
-        with whole_file(target) as temporary:
-            shutil.copyfile(source, temporary)
 
 
 def drop_path(network, args, epoch: int, step: int, rank: int, devices: int) -> list[np.ndarray | None]:

@@ -6,17 +6,16 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import UserError, run
+from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
-from utils.images import CorruptImages, ImageFolder, open_split
-from utils.launcher import is_worker, launch
+from utils.export import load_mindir
+from utils.images import CorruptImages, ImageFolder, check_classes, open_split
+from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import write_results, write_rows
 
 # isort: split
-import mindspore as ms
-import mindspore.nn as nn
 from mindspore.communication import get_group_size, get_rank, init
-from src.checkpoints import BACKBONES, load
+from src.checkpoints import BACKBONES, classes_of, load
 from src.config import load_config
 from src.dataset import evaluation_loader
 from src.evaluation import Evaluation, evaluate
@@ -24,13 +23,23 @@ from src.evaluation import Evaluation, evaluate
 
 def main() -> int:
     args = load_config("eval", __doc__)
+    if is_scheduler():
+        init()
+        return 0
     if args.device_num > 1 and not is_worker():
         logs = Path(args.output_dir) / "logs"
         return launch(Path(__file__).resolve(), sys.argv[1:], args.device_num, logs, args.rank_table_file)
     folder = open_split(args.data_path, "val", args.num_classes)
     args.batch_size = min(args.batch_size, len(folder))
+    manifest = None
     if args.ckpt_path.endswith(".mindir"):
-        args.batch_size = mindir_batch_size(Path(args.ckpt_path), args) or args.batch_size
+        manifest = read_manifest(Path(args.ckpt_path), args)
+        args.batch_size = manifest["input"]["shape"][0] or args.batch_size
+    names = manifest["class_names"] if manifest else classes_of(args.ckpt_path)
+    check_classes(args.ckpt_path, names, folder)
+    check_writable(args.output_dir)
+    if args.predictions is not None:
+        check_writable(Path(args.predictions).parent)
     with evaluation_loader(folder, args, args.device_num, args.preprocess) as loader:
         # The device comes after the loader has forked its processes.
         device = set_device(args.device_target, None if is_worker() else args.device_id)
@@ -38,14 +47,15 @@ def main() -> int:
         if is_worker():
             init()
             rank, devices = get_rank(), get_group_size()
-        if args.ckpt_path.endswith(".mindir"):
-            network = nn.GraphCell(ms.load(args.ckpt_path))
+        if manifest:
+            network = load_mindir(args.ckpt_path)
         else:
             network = BACKBONES[args.backbone].constructor(num_classes=args.num_classes, fused=True)
             load(network, args.ckpt_path)
         if rank == 0:
             print(f"{len(folder)} images, {device} x {devices}; compiling", flush=True)
-        result = evaluate(network, loader, args.batch_size, rank, devices, CorruptImages(folder, args.strict))
+        corrupt = CorruptImages(folder, args.strict)
+        result = evaluate(network, loader, args.batch_size, rank, devices, Interrupt(), corrupt)
     if not result.images:
         raise UserError(f"none of the {len(folder)} images of {args.data_path} can be read")
     if rank == 0:
@@ -53,26 +63,31 @@ def main() -> int:
     return 0
 
 
-def mindir_batch_size(path: Path, args) -> int:
-    """Batch size of the exported file `path`, 0 for any, from the manifest beside it.
+def read_manifest(path: Path, args) -> dict:
+    """The manifest beside the exported file `path`.
 
     Raises:
-        UserError: no such file, no manifest, or another backbone, image size or number of classes than in `args`.
+        UserError: one of the files is missing, or the network was exported with other settings.
     """
-    manifest = path.with_suffix(".json")
-    for file in (path, manifest):
-        if not file.is_file():
-            raise UserError(f"no file {file}; export.py writes a .mindir file and its .json side by side")
+    file = path.with_suffix(".json")
+    for needed in (path, file):
+        if not needed.is_file():
+            raise UserError(f"no file {needed}; export.py writes a .mindir file and its .json side by side")
     try:
-        content = json.loads(manifest.read_text())
-        shape = content["input"]["shape"]
-        found = {"backbone": content["model"], "image_size": shape[2], "num_classes": content["num_classes"]}
+        manifest = json.loads(file.read_bytes())
+        found = {
+            "backbone": manifest["model"],
+            "image_size": manifest["input"]["shape"][2],
+            "resize_size": manifest["preprocess"]["resize"][0],
+            "num_classes": manifest["num_classes"],
+        }
+        manifest["class_names"], manifest["input"]["shape"][0]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{manifest} is not a manifest of export.py; export the network again") from error
+        raise UserError(f"{file} is not a manifest of export.py; export the network again") from error
     for key, value in found.items():
         if value != getattr(args, key):
             raise UserError(f"{path} was exported with {key} {value}, not {getattr(args, key)}; set --{key} {value}")
-    return shape[0]
+    return manifest
 
 
 def report(args, folder: ImageFolder, result: Evaluation) -> None:

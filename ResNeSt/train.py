@@ -6,16 +6,17 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import Interrupt, UserError, run
+from utils.checkpoint import copy_best
+from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
-from utils.images import CorruptImages, open_split
-from utils.launcher import is_worker, launch
+from utils.images import CorruptImages, open_root
+from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
 # isort: split
 import mindspore as ms
 from mindspore.communication import get_group_size, get_rank, init
-from src.checkpoints import BACKBONES, load
+from src.checkpoints import BACKBONES, describe, load
 from src.config import SETTINGS, load_config
 from src.dataset import evaluation_loader, training_batches, training_loader
 from src.trainer import (
@@ -39,19 +40,22 @@ FREE |= {"ckpt_path", "finetune", "last_gamma", "eval_every"}
 def main() -> int:
     args = load_config("train", __doc__)
     output = Path(args.output_dir)
+    if is_scheduler():
+        init()
+        return 0
     if args.device_num > 1 and not is_worker():
         if args.resume is not None:
             read_state(args.resume)  # what is wrong with it, before starting any device
         return launch(Path(__file__).resolve(), sys.argv[1:], args.device_num, output / "logs", args.rank_table_file)
 
     # ----- data: its reading processes come before anything that starts threads -----
-    train_folder = open_split(args.data_path, "train", args.num_classes)
-    val_folder = open_split(args.data_path, "val", args.num_classes)
+    train_folder, val_folder = open_root(args.data_path, args.num_classes)
     global_batch = args.batch_size * args.device_num
     if len(train_folder) < global_batch:
         raise UserError(
             f"{len(train_folder)} training images do not fill one step of {global_batch}; set --batch_size lower"
         )
+    check_writable(output)
     with ExitStack() as stack:
         train_loader = stack.enter_context(training_loader(train_folder, args, args.device_num))
         val_loader = stack.enter_context(evaluation_loader(val_folder, args, args.device_num))
@@ -72,6 +76,11 @@ def train(args, output, train_loader, val_loader) -> int:
     network = BACKBONES[args.backbone].constructor(num_classes=args.num_classes, dropout=args.dropout)
     if args.resume is None and args.ckpt_path is not None:
         left_out = load(network, args.ckpt_path, args.finetune)
+        if describe(args.ckpt_path)[0] in ("fused", "mindconverter"):
+            say(
+                f"{args.ckpt_path} has its BNs folded, so they learn their statistics anew; weights with BNs (the "
+                "authors' .pth, or a checkpoint of train.py) are a better start"
+            )
         if left_out:
             say(f"not loaded from {args.ckpt_path}, trained from nothing: {', '.join(left_out)}")
     elif args.last_gamma:
@@ -89,23 +98,26 @@ def train(args, output, train_loader, val_loader) -> int:
         key: getattr(args, key) for key, setting in SETTINGS.items() if "train" in setting.users and key not in FREE
     }
     settings |= {"device_num": devices, "images": len(train_loader.folder)}
+    going_on = f"go on with --resume {output / 'resume.ckpt'}"
     state_file, best_file = output / "resume.ckpt", output / f"{args.backbone}.ckpt"
     position = {"epoch": 0, "step": 0, "loss": 0.0, "rows": [], "best": None}
     if args.resume is not None:
         position = load_state(args.resume, network, optimizer, settings)
         say(f"going on after step {position['step']} of epoch {position['epoch'] + 1}")
+        if rank == 0 and position["best"] is not None:
+            copy_best(Path(args.resume).with_name(best_file.name), best_file)
     rows = position["rows"]
-    evaluate = EvaluateAndKeepBest(
-        network, val_loader, args.batch_size, best_file, position["best"], rank, devices, args.strict
-    )
     interrupt = Interrupt()
+    evaluate = EvaluateAndKeepBest(
+        network, val_loader, args.batch_size, best_file, position["best"], rank, devices, args.strict, interrupt
+    )
 
     def save(epoch: int, step: int, loss: float) -> None:
         train_step.synchronise()
         here = {"epoch": epoch, "step": step, "loss": loss, "rows": rows, "best": evaluate.best}
         if rank == 0:
             save_state(state_file, network, optimizer, settings, here)
-        interrupt.hint = f"go on with --resume {state_file}"
+        interrupt.hint = going_on
 
     # ----- epochs -----
     corrupt = CorruptImages(train_loader.folder, args.strict)
@@ -132,12 +144,15 @@ def train(args, output, train_loader, val_loader) -> int:
                 progress.update(images, loss=f"{loss / (step + 1):.4f}", lr=f"{lr:.2g}")
                 if result.interrupt or (devices == 1 and interrupt.asked):
                     save(epoch, step + 1, loss)
-                    say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; go on with --resume {state_file}")
+                    say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; {going_on}")
                     return 130
 
         save(epoch, steps, loss)
+        if train_step.over_devices.of([interrupt.asked])[0]:  # too late for the last step to see
+            say(f"\nstopped after epoch {epoch + 1}; {going_on}")
+            return 130
         row = {"epoch": epoch + 1, "lr": float(rates[(epoch + 1) * steps - 1]), "loss": loss / steps}
-        row |= {"train_images_per_s": meter.rate()}
+        row |= {"train_images_per_s": meter.rate() if meter.images else None}
         line = f"epoch {epoch + 1}/{args.epochs}: loss {row['loss']:.4f}"
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
             tested = evaluate(epoch + 1)
@@ -154,8 +169,9 @@ def train(args, output, train_loader, val_loader) -> int:
     best = evaluate.best
     if rank == 0:
         write_results(output / "results.json", {"best": best})
-    if corrupt.rows:
-        say(f"{len(corrupt.rows)} training images could not be read; others took their places")
+    left_out = int(train_step.over_devices.of([len(corrupt.rows)])[0])
+    if left_out:
+        say(f"{left_out} training images could not be read; others took their places")
     say(f"best: epoch {best['epoch']}, top-1 {best['top1']:.2%}; {best_file}")
     return 0
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -107,6 +108,19 @@ def save_checkpoint(
                 ms.save_checkpoint(rows, str(temporary), append_dict=dict(facts), crc_check=True)
         finally:
             temporary.with_suffix(".tmp").unlink(missing_ok=True)  # MindSpore's own, left when it fails
+
+
+def copy_best(source: Path, target: Path) -> None:
+    """Copy the best checkpoint of a run that is resumed to where the resuming one keeps its own, if that is elsewhere.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not source.is_file():
+        raise UserError(f"{source}, the best checkpoint of that run, is missing; keep it beside its resume.ckpt")
+    if source.resolve() != target.resolve():
+        with whole_file(target) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 @contextlib.contextmanager

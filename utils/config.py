@@ -37,6 +37,7 @@ positive = number(int, lambda value: value >= 1, "a whole number from 1")
 not_negative = number(float, lambda value: 0 <= value < float("inf"), "a number from 0")
 above_zero = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 
 
 def yes_no(text) -> bool:

@@ -162,6 +162,20 @@ def open_root(data_path: str | Path, num_classes: int) -> tuple[ImageFolder, Ima
     return train, val
 
 
+def check_classes(path: str, names: list[str] | None, folder: ImageFolder) -> None:
+    """Whether the classes that the network was trained on, where its file tells them, are those of the images.
+
+    Raises:
+        UserError: they are not.
+    """
+    for label, (one, other) in enumerate(zip(names or [], folder.classes)):
+        if one != other:
+            raise UserError(
+                f"label {label} is {one} in {path} and {other} in the images; evaluate it on its own classes, listed "
+                "in label order in a file classes.txt beside the split if some of them are missing"
+            )
+
+
 @dataclass(frozen=True)
 class Batch:
     """images float32 (n, 3, S, S), labels int32 (n,), rows int (n,): positions in the `ImageFolder`; n may be 0.
@@ -287,10 +301,15 @@ class Loader:
                     yield self._batch(*ahead.popleft())
             while ahead:
                 yield self._batch(*ahead.popleft())
+        except GeneratorExit:
+            raise
         except BrokenProcessPool as error:
             raise UserError(
                 "a process that reads images was killed; if the machine is short of memory, set --num_workers lower"
             ) from error
+        except BaseException:
+            self.kill()  # else the lines below would wait for processes that may hang
+            raise
         finally:
             # Nothing may write into the memory any more when the next call starts.
             for _, _, tasks in ahead:

@@ -1,5 +1,6 @@
 """Starts a script on several devices with msrun, in the foreground, and ends it cleanly."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -69,6 +70,23 @@ def device_ids(rank_table_file: str | Path, devices: int) -> list[int]:
     if ranks != list(range(devices)):
         raise UserError(f"{path} lists the ranks {', '.join(map(str, ranks))}, not 0 to {devices - 1}; {again}")
     return [int(device["device_id"]) for device in listed]
+
+
+def check_devices(args: argparse.Namespace) -> None:
+    """Check `rank_table_file`, `device_num` and `device_id` against each other; a table of one device decides its id.
+
+    Args:
+        args: the settings, from `utils.config.load_config`.
+
+    Raises:
+        UserError: as `device_ids`; also if `device_id` was given for several devices.
+    """
+    if args.rank_table_file is not None:
+        listed = device_ids(args.rank_table_file, args.device_num)
+        if args.device_num == 1:
+            args.device_id = listed[0]
+    if args.device_num > 1 and "device_id" in args.given:
+        raise UserError(f"--device_id is for one device, not {args.device_num}; leave it out, or --device_num")
 
 
 def _visible(rank_table_file: Path, devices: int) -> dict[str, str]:

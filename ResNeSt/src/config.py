@@ -5,10 +5,11 @@ from pathlib import Path
 
 from src.checkpoints import BACKBONES
 from utils.cli import UserError
-from utils.config import Setting, above_zero, fraction, natural, not_negative, number, optional, positive, yes_no
+from utils.config import Setting, above_zero, fraction, natural, not_negative, number, optional, positive, seed, yes_no
 from utils.config import load_config as load
 from utils.device import DEVICES
 from utils.export import FORMATS
+from utils.launcher import check_devices
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "resnest_imagenet_config.yaml"
 TRAIN = ("train",)
@@ -37,7 +38,7 @@ SETTINGS = {
         ALL,
     ),
     # ===== Data ===== #
-    "data_path": Setting("ImageNet root with train/ and val/, or a single split", str, RUN),
+    "data_path": Setting("ImageNet root with train/ and val/; for eval.py a single split will do", str, RUN),
     "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL, own={"export": 1}),
     "num_workers": Setting("processes that read images; 0: one per core, shared by the devices", natural, RUN),
     "strict": Setting("stop at the first image that cannot be read", yes_no, RUN),
@@ -46,7 +47,7 @@ SETTINGS = {
     "device_id": Setting("number of the device", natural, ALL),
     "device_num": Setting("devices; more than one starts msrun", positive, RUN),
     "rank_table_file": Setting("HCCL rank table of the devices, for Ascend", optional(str), RUN),
-    "seed": Setting("seed of every random draw", natural, RUN),
+    "seed": Setting("seed of every random draw", seed, RUN),
     "output_dir": Setting("folder for everything written", str, ALL),
     # ===== Evaluation ===== #
     "preprocess": Setting(
@@ -102,6 +103,8 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
         )
     if command != "export" and args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
+    if command != "export":
+        check_devices(args)
     if command != "train":
         if args.ckpt_path is None:
             raise UserError(f"{command}.py needs a checkpoint; give it with --ckpt_path")

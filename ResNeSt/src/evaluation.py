@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from src.dataset import evaluation_rows
+from utils.cli import Interrupt, UserError
 from utils.images import Loader
 from utils.metrics import Progress, Throughput, TopKAccuracy
 
@@ -56,8 +57,9 @@ def evaluate(
     network: nn.Cell,
     loader: Loader,
     batch_size: int,
-    rank: int = 0,
-    devices: int = 1,
+    rank: int,
+    devices: int,
+    interrupt: Interrupt,
     on_corrupt: Callable[[int], None] = lambda row: None,
 ) -> Evaluation:
     """Classify all images, each on one of the devices; every device returns the result of all.
@@ -65,7 +67,11 @@ def evaluate(
     Args:
         network: images float32 (N, 3, S, S) to logits (N, K); it is put in inference mode.
         batch_size: what every batch is filled up to, so that the graph sees one size.
+        interrupt: holds Ctrl-C while the graph compiles, where MindSpore would lose it.
         on_corrupt: called with the row of each image of this device that cannot be read.
+
+    Raises:
+        UserError: logits that are not finite.
     """
     network.set_train(False)
     rows = evaluation_rows(loader.folder, rank, devices)
@@ -81,9 +87,17 @@ def evaluate(
                 padding = np.zeros((batch_size - len(batch.rows), *batch.images.shape[1:]), np.float32)
                 images = Tensor(np.concatenate([batch.images, padding]))
                 if meter is None:
-                    network(images)  # compiles
+                    with interrupt.held():
+                        network(images)  # compiles
+                    if interrupt.asked:
+                        raise KeyboardInterrupt(*filter(None, [interrupt.hint]))
                     meter = Throughput()
                 logits = network(images).asnumpy()[: len(batch.rows)]
+                if not np.isfinite(logits).all():
+                    raise UserError(
+                        "the network returns NaN or infinity for some images; its weights are broken (a diverged "
+                        "training, or a wrong file)"
+                    )
                 metric.update(logits, batch.labels)
                 result.loss += float(cross_entropy(logits, batch.labels).sum())
                 result.predicted[batch.rows] = logits.argmax(1)

@@ -15,7 +15,7 @@ from src.dataset import DROPOUT
 from src.evaluation import Evaluation, SumOverDevices, evaluate
 from src.resnest import ResNeSt
 from utils.checkpoint import load_strictly, read_checkpoint, save_checkpoint
-from utils.cli import UserError
+from utils.cli import Interrupt, UserError
 from utils.images import CorruptImages, Loader
 
 STATE = "state"  # the text in a training state beside the parameters
@@ -205,6 +205,7 @@ class EvaluateAndKeepBest:
         rank: int,
         devices: int,
         strict: bool,
+        interrupt: Interrupt,
     ):
         self.network = network
         self.loader = loader
@@ -213,11 +214,14 @@ class EvaluateAndKeepBest:
         self.best = best
         self.rank = rank
         self.devices = devices
+        self.interrupt = interrupt
         self.on_corrupt = CorruptImages(loader.folder, strict)
 
     def __call__(self, epoch: int) -> Evaluation:
         """Evaluate after `epoch`, counted from 1; `self.best["epoch"]` is then `epoch` if it is the best one."""
-        result = evaluate(self.network, self.loader, self.batch_size, self.rank, self.devices, self.on_corrupt)
+        result = evaluate(
+            self.network, self.loader, self.batch_size, self.rank, self.devices, self.interrupt, self.on_corrupt
+        )
         self.network.set_train(True)
         if not result.images:
             raise UserError("none of the validation images can be read")

@@ -310,7 +310,7 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
             flags += ["--data_path", place / "digits"]
         line = one_line_error(run_script(f"{script}.py", *flags, *words, cwd=FOLDER))
         assert wanted in line, (script, words, line)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from src.data.augment.rand_augment import parse_auto_augment
 from utils.cli import UserError
-from utils.config import Setting, above_zero, fraction, natural, not_negative, number, optional, positive, yes_no
+from utils.config import Setting, above_zero, fraction, natural, not_negative, number, optional, positive, seed, yes_no
 from utils.config import load_config as load
 from utils.device import DEVICES
 from utils.export import FORMATS
-from utils.launcher import device_ids
+from utils.launcher import check_devices
 
 CONFIG = Path(__file__).resolve().parent / "ddrnet23_imagenet_ascend.yaml"
 TRAIN = ("train",)
@@ -17,7 +17,6 @@ RUN = ("train", "eval")
 ALL = ("train", "eval", "export")
 
 below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 image_size = number(int, lambda value: value >= 64 and value % 32 == 0, "a multiple of 32 from 64 up")
 
 SETTINGS = {
@@ -139,11 +138,7 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
     if command != "export" and args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
     if command != "export":
-        if args.rank_table_file is not None:
-            table = device_ids(args.rank_table_file, args.device_num)
-            args.device_id = table[0] if args.device_num == 1 else args.device_id
-        if args.device_num > 1 and "device_id" in args.given:
-            raise UserError(f"--device_id is for one device, not {args.device_num}; leave it out, or --device_num")
+        check_devices(args)
     if command != "train":
         if args.pretrained is None:
             raise UserError(f"{command}.py needs a checkpoint; give it with --pretrained")
