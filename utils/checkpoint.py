@@ -28,7 +28,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged "
-            "or of another kind, get it again"
+            f"or of another kind, get it again ({' '.join(str(error).split())[:120]})"
         ) from error
 
 

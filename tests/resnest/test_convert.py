@@ -281,3 +281,52 @@ def test_missing_packages_are_named_with_the_make_target(place):
     words = ["--backbone", "resnest50", "--torch_ckpt", "small.pth"]
     result = run_script(*without("torch", "mindconverter"), *words, cwd=place)
     assert "torch, mindconverter not installed" in one_line_error(result) and "make convert-env" in result.stderr
+
+
+def test_from_the_authors_file_to_an_exported_network_that_predicts_the_same(tmp_path):
+    """Conversion with MindConverter, evaluation, export: on every image PyTorch's class and logits."""
+    import csv
+
+    import mindspore as ms
+    import torch
+    from mindspore import nn
+    from PIL import Image
+    from resnest.torch import resnest
+
+    rows = json.loads((GOLDEN / "resnest50_torch.json").read_text())
+    shapes = {name: (10, *shape[1:]) if name.startswith("fc.") else shape for name, shape in rows}
+    weights = {name: value(name, shape) for name, shape in shapes.items()}
+    weights["fc.bias"] = np.zeros(10, np.float32)
+    torch_save(tmp_path / "authors.pth", weights)
+    sample = ["--output", tmp_path / "digits", "--images", "4", "--size", "64"]
+    assert run_script(ROOT / "utils/sample_imagenet.py", *sample, cwd=tmp_path).returncode == 0
+    config = ["--config_path", ROOT / "ResNeSt/config/resnest_sample_config.yaml", "--device_target", "CPU"]
+    data = ["--data_path", tmp_path / "digits", "--output_dir", tmp_path / "eval"]
+    converted = ["--torch_ckpt", "authors.pth", "--ckpt_path", "converted.ckpt", "--num_classes", "10"]
+    steps = (
+        ["convert.py", "--backbone", "resnest50", *converted],
+        ["eval.py", *config, *data, "--ckpt_path", "converted.ckpt", "--predictions", "live.csv"],
+        ["export.py", *config, "--ckpt_path", "converted.ckpt", "--output_dir", "exported"],
+        ["eval.py", *config, *data, "--ckpt_path", "exported/resnest50.mindir", "--predictions", "exported.csv"],
+    )
+    for script, *words in steps:
+        result = run_script(ROOT / "ResNeSt" / script, *words, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "live.csv").read_text() == (tmp_path / "exported.csv").read_text()
+
+    authors = resnest.resnest50(num_classes=10)
+    authors.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, strict=False)
+    authors.eval()
+    exported = nn.GraphCell(ms.load(str(tmp_path / "exported/resnest50.mindir")))
+    with (tmp_path / "exported.csv").open(newline="") as file:
+        predictions = list(csv.DictReader(file))
+    assert len(predictions) == 40
+    for row in predictions:
+        pixels = np.asarray(Image.open(row["path"]).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
+        x = (pixels.astype(np.float64) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        x = x.transpose(2, 0, 1)[None].astype(np.float32)
+        with torch.no_grad():
+            wanted = authors(torch.from_numpy(x)).numpy()[0]
+        found = exported(Tensor(x)).asnumpy()[0]
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+        assert int(row["prediction"]) == wanted.argmax()

@@ -94,8 +94,8 @@ class StepRecord:
             return
         try:
             with before.open(newline="") as file:
-                self.rows = [tuple(float(value) for value in row) for row in csv.reader(file) if row[0] != "epoch"]
-            self.rows = self.rows[:count]
+                for epoch, step, *values, overflow in list(csv.reader(file))[1 : count + 1]:
+                    self.rows.append((int(epoch), int(step), *map(float, values), int(overflow)))
             fits = len(self.rows) == count and (not count or self.rows[-1][:2] == last)
         except (OSError, ValueError, IndexError):
             fits = False

@@ -45,9 +45,9 @@ class Gradient(nn.Cell):
 
 
 class MeanGradient(nn.Cell):
-    """Sums `sums` over the devices and multiplies them by `factor`.
+    """Sums `sums` over the devices and divides them by `divisor`.
 
-    Inputs: factor, loss, interrupt: float32 (). Output: float32 (3,): global norm of the result, and the sums over the
+    Inputs: divisor, loss, interrupt: float32 (). Output: float32 (3,): global norm of the result, and the sums over the
     devices of loss and interrupt, so that the host waits for the device once in a step.
     """
 
@@ -59,16 +59,20 @@ class MeanGradient(nn.Cell):
         self.reduce_numbers = ops.AllReduce() if devices > 1 else None
         self.map = ops.HyperMap()
 
-    def construct(self, factor: Tensor, loss: Tensor, interrupt: Tensor) -> Tensor:
+    def construct(self, divisor: Tensor, loss: Tensor, interrupt: Tensor) -> Tensor:
         gradients = self.sums
         numbers = ops.stack((loss, interrupt))
         if self.devices > 1:
             gradients = self.reduce(gradients)
             numbers = self.reduce_numbers(numbers)
-        gradients = self.map(ops.partial(ops.mul, factor), gradients)
+        gradients = self.map(ops.partial(_divide, divisor), gradients)
         norm = ops.sqrt(ops.addn(self.map(_sum_of_squares, gradients)))
         numbers = ops.concat((norm.reshape((1,)), numbers))
         return ops.depend(numbers, self.map(ops.assign, self.sums, gradients))
+
+
+def _divide(divisor: Tensor, gradient: Tensor) -> Tensor:
+    return gradient / divisor
 
 
 def _sum_of_squares(gradient: Tensor) -> Tensor:
@@ -236,8 +240,8 @@ class TrainOneStep:
             loss = self.gradient(_tensor(images), _tensor(targets), Tensor(scale, ms.float32), *words)
             total = loss if total is None else total + loss
         count = len(batches) * self.devices
-        factor, asked = Tensor(1 / (scale * count), ms.float32), Tensor(float(interrupt), ms.float32)
-        norm, total, interrupts = self.mean_gradient(factor, total, asked).asnumpy().tolist()
+        divisor, asked = Tensor(scale * count, ms.float32), Tensor(float(interrupt), ms.float32)
+        norm, total, interrupts = self.mean_gradient(divisor, total, asked).asnumpy().tolist()
         loss = total / count
         if not np.isfinite(loss):
             self.clear()
