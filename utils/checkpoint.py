@@ -26,6 +26,8 @@ def read_checkpoint(path: str | Path) -> dict:
         with _quiet():
             return ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # MindSpore takes Ctrl-C for a damaged file
+            raise error.__cause__ from None
         raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged "
             f"or of another kind, get it again ({' '.join(str(error).split())[:120]})"

@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -231,3 +232,21 @@ def test_user_sees_one_line(path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and result.stdout == ""
     assert re.fullmatch(r"error: .*small\.ckpt \(\d+ bytes\) cannot be read as a MindSpore .*\n", result.stderr)
+
+
+def test_ctrl_c_while_a_file_is_read_is_no_damage(tmp_path):
+    """MindSpore makes an error of its own of whatever ends its reading."""
+    big = ms.Parameter(ms.Tensor(np.zeros(50_000_000, np.float32)), name="big")
+    save_checkpoint([big], tmp_path / "big.ckpt")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            read_checkpoint(tmp_path / "big.ckpt")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
