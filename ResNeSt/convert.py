@@ -6,7 +6,6 @@ middle; --direct goes straight from the first to the last and gives the same che
 
 import argparse
 import contextlib
-import functools
 import importlib.util
 import json
 import subprocess
@@ -24,11 +23,13 @@ from utils.checkpoint import read_checkpoint
 from utils.cli import Parser, UserError, run, whole_file
 from utils.device import set_device
 from utils.download import download
+from utils.torch_file import read_torch_file
 
 # isort: split
 import numpy as np
 from mindspore import Tensor
-from src.checkpoints import BACKBONES, fill, from_layers, layer_names, load, read_torch, save
+from src.checkpoints import BACKBONES, DEPTHS, describe, fill, from_layers, load, save, title
+from src.resnest import ResNeSt
 
 # Where the authors' weights are; the eight digits in a file's name begin its SHA-256.
 RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
@@ -63,19 +64,19 @@ def main() -> None:
     args = arguments()
     require(args)
     if args.download:
-        fetch(args.checkpoint_url, args.torch_ckpt, args.checkpoint_sha256)
+        download(args.checkpoint_url, args.torch_ckpt, args.checkpoint_sha256)
     elif not args.onnx and not args.torch_ckpt.is_file():
         raise UserError(f"no file {args.torch_ckpt}; put the authors' weights there or add --download")
     set_device("CPU")  # other devices may multiply in half precision, and the proof is about float32
     constructor, size, _ = BACKBONES[args.backbone]
-    fused = constructor(num_classes=args.num_classes, fused=True)
     logits = {}
     # The name is taken first, so that a place that cannot be written is noticed before the work, not after it.
     with whole_file(args.ckpt_path) as checkpoint, tempfile.TemporaryDirectory(prefix="convert_") as folder:
         folder = Path(folder)
         if not args.onnx:
             with step(f"PyTorch: {args.torch_ckpt}") as done:
-                state = read_torch(args.torch_ckpt)
+                state = read_torch_file(args.torch_ckpt)
+                fused = constructor(num_classes=describe(args.torch_ckpt)[2], fused=True)
                 load(fused, args.torch_ckpt)  # refuses what is not the weights of this very network
                 network = torch_network(args.backbone, state)
                 images = sample(size)
@@ -93,15 +94,15 @@ def main() -> None:
             with step(f"MindConverter {version('mindconverter')}") as done:
                 layers = mindconverter(model, size, folder)
                 done(f"{len(layers)} layers")
-            fill_from(layers, fused, args.backbone, file)
+            fused = fused_network(layers, args.backbone, file)
         with step("MindSpore") as done:
             save(fused, checkpoint)
-            written = constructor(num_classes=args.num_classes, fused=True)
+            written = constructor(num_classes=fused.num_classes, fused=True)
             load(written, checkpoint)
             logits["MindSpore"] = written.set_train(False)(Tensor(images)).asnumpy()
             done("checkpoint written, read and run")
         prove(logits)
-    print(f"{args.ckpt_path}: {args.backbone}, {args.num_classes} classes, BNs folded into the convolutions")
+    print(f"{args.ckpt_path}: {args.backbone}, {fused.num_classes} classes, BNs folded into the convolutions")
 
 
 def arguments() -> argparse.Namespace:
@@ -119,13 +120,14 @@ def arguments() -> argparse.Namespace:
         "--direct", action="store_true", help="map the weights without ONNX and MindConverter (default: with them)"
     )
     parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="checkpoint to write (default: BACKBONE.ckpt)")
-    parser.add_argument("--num_classes", type=positive, default=1000, help="classes of the head (default: 1000)")
     parser.add_argument(
         "--download", action="store_true", help="get the authors' file first, checked (default: it is there)"
     )
     parser.add_argument("--checkpoint_url", metavar="URL", help="where from (default: the authors' release)")
     parser.add_argument(
-        "--checkpoint_sha256", metavar="HEX", help="SHA-256 of that file, or how it begins (default: the authors')"
+        "--checkpoint_sha256",
+        metavar="HEX",
+        help="SHA-256 of that file, or its first 8 digits or more (default: the authors')",
     )
     args = parser.parse_args()
     if args.onnx and (args.torch_ckpt or args.download or args.direct):
@@ -142,13 +144,6 @@ def arguments() -> argparse.Namespace:
     if args.ckpt_path.suffix != ".ckpt":
         parser.error(f"--ckpt_path must end in .ckpt, which MindSpore wants; {args.ckpt_path} does not")
     return args
-
-
-def positive(text: str) -> int:
-    """Whole number of at least 1; argparse reports the error."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
-    return int(text)
 
 
 def require(args: argparse.Namespace) -> None:
@@ -187,21 +182,6 @@ def step(label: str) -> Iterator:
 def sample(size: int) -> np.ndarray:
     """The input of the proof, (1, 3, size, size) float32, normalised as an image would be."""
     return np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
-
-
-def fetch(url: str, path: Path, sha256: str) -> None:
-    """Download `url` to `path` unless it is there; `sha256` is its digest or how that begins.
-
-    Raises:
-        UserError: the transfer failed, or the file is another.
-    """
-    there = path.exists()
-    found = download(url, path)
-    if not found.startswith(sha256.lower()):
-        if there:
-            raise UserError(f"{path} is another file: sha256 {found[:12]}, expected {sha256[:12]}; move it away")
-        path.unlink()
-        raise UserError(f"{url} has sha256 {found[:12]}, expected {sha256[:12]}; removed, get the file elsewhere")
 
 
 def torch_network(backbone: str, state: dict[str, np.ndarray]):
@@ -335,18 +315,14 @@ def check_depth(model, path: Path, backbone: str) -> None:
         UserError: it has not; says of which backbone it is, if of any.
     """
     layers = sum(node.op_type in LAYERS for node in model.graph.node)
-    if layers == depth(backbone):
-        return
-    for other in BACKBONES:
-        if layers == depth(other):
-            raise UserError(f"{path} is of a {other}, not of a {backbone}; set --backbone {other}")
-    raise UserError(f"{path} has {layers} layers, so it is no ResNeSt; a {backbone} has {depth(backbone)}")
-
-
-@functools.cache
-def depth(backbone: str) -> int:
-    """Number of convolutions and dense layers."""
-    return len(layer_names(BACKBONES[backbone].constructor(fused=True)))
+    found = next((name for name, depth in DEPTHS.items() if depth == layers), None)
+    if found is None:
+        raise UserError(
+            f"{path} has {layers} layers, so it is no ResNeSt (a {title(backbone)} has {DEPTHS[backbone]}); export the "
+            "authors' network"
+        )
+    if found != backbone:
+        raise UserError(f"{path} is of a {title(found)}, not of a {title(backbone)}; set --backbone {found}")
 
 
 def run_onnx(model, path: Path, images: np.ndarray) -> np.ndarray:
@@ -404,20 +380,19 @@ def mindconverter(model, size: int, folder: Path) -> Layers:
     return [tuple(stored[name_of[name]].asnumpy() for name in pair) for pair in pairs]
 
 
-def fill_from(layers: Layers, network, backbone: str, path: Path) -> None:
-    """Give the fused `network` the weights of `layers`, which came from `path`.
+def fused_network(layers: Layers, backbone: str, path: Path) -> ResNeSt:
+    """The fused network with the weights of `layers`, which came from `path`.
 
     Raises:
-        UserError: they are not the layers of this network.
+        UserError: they are not the layers of this backbone.
     """
     try:
         parameters = from_layers(layers, backbone)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    classes = len(parameters["fc.bias"])
-    if classes != network.num_classes:
-        raise UserError(f"{path} has {classes} classes, not {network.num_classes}; set --num_classes {classes}")
+    network = BACKBONES[backbone].constructor(num_classes=len(parameters["fc.bias"]), fused=True)
     fill(network, parameters)
+    return network
 
 
 def prove(logits: dict[str, np.ndarray]) -> None:

@@ -78,23 +78,27 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
     Args:
         url: http://, https:// or file://.
         path: the file to write; its folder is made.
-        sha256: expected digest, 64 hexadecimal digits; None prints the digest instead of checking it.
+        sha256: expected digest, 64 hexadecimal digits or the first 8 or more of them; None prints the digest instead
+            of checking it.
 
     Returns:
         the SHA-256 of `path` in lower-case hexadecimal digits.
 
     Raises:
-        UserError: the transfer failed, the hash is wrong, or `path` already is another file.
+        UserError: the transfer failed, the hash is wrong or no hash, or `path` already is another file.
     """
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
+        raise UserError(f"{sha256!r} is no SHA-256; give its 64 hexadecimal digits, or the first 8 or more of them")
+    expected = (sha256 or "").lower()
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     by_hand = f"put the file by hand at {path}"
     try:
         if path.exists():
             found = file_sha256(path)
-            if sha256 and found != sha256.lower():
+            if not found.startswith(expected):
                 raise UserError(
-                    f"{path} is another file: sha256 {found[:12]}, expected {sha256[:12]}; move it away or delete it"
+                    f"{path} is another file: sha256 {found[:12]}, expected {expected[:12]}; move it away or delete it"
                 )
             print(f"{path} is already there, nothing to download" + ("" if sha256 else f"; sha256 {found}"))
             return found
@@ -103,10 +107,10 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
         print(f"downloading {url} to {path}", flush=True)
         fetch(url, part)
         found = file_sha256(part)
-        if sha256 and found != sha256.lower():
+        if not found.startswith(expected):
             part.unlink()
             raise UserError(
-                f"{url} has sha256 {found[:12]}, expected {sha256[:12]}; removed, download it again or {by_hand}"
+                f"{url} has sha256 {found[:12]}, expected {expected[:12]}; removed, download it again or {by_hand}"
             )
         part.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -1,9 +1,11 @@
 """Export of a network to a file that is proved to compute the same, and its way back."""
 
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import mindspore as ms
@@ -18,26 +20,33 @@ FORMATS = ("MINDIR", "AIR")
 MAX_DIFFERENCE = 1e-4
 
 
+@contextlib.contextmanager
+def no_stderr() -> Iterator[None]:
+    """Keep what MindSpore's C++ side reports on stderr, besides raising, off the terminal."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
 def load_mindir(path: str | Path) -> nn.GraphCell:
     """The network in a MINDIR file.
 
     Raises:
         UserError: no readable MINDIR file.
     """
-    # MindSpore's C++ side reports a bad file on stderr besides raising.
-    sys.stderr.flush()
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 2)
-        return nn.GraphCell(ms.load(str(path)))
+        with no_stderr():
+            return nn.GraphCell(ms.load(str(path)))
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read as a MINDIR file; it is truncated or damaged, export it again"
         ) from error
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
 
 
 def check_format(file_format: str, device: str, batch_size: int) -> None:
@@ -52,10 +61,10 @@ def check_format(file_format: str, device: str, batch_size: int) -> None:
         raise UserError("an AIR file has a fixed batch size; set --batch_size to 1 or more")
 
 
-def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str) -> str:
+def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str, live: nn.Cell | None = None) -> str:
     """Write `cell`, which takes float32 of `shape` (None: any number), as `path` with the ending of `file_format`.
 
-    A MINDIR file is loaded again and its output compared with the live cell's before it gets its name.
+    A MINDIR file is loaded again and its output compared with that of `live` (default: `cell`) before it gets its name.
 
     Returns:
         the file's name.
@@ -72,16 +81,25 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str)
         try:
             ms.export(cell, Tensor(shape=shape, dtype=ms.float32), file_name=name.name, file_format=file_format)
             if file_format == "MINDIR":
-                loaded = nn.GraphCell(ms.load(name.name))(Tensor(images)).asnumpy()
+                loaded = _arrays(nn.GraphCell(ms.load(name.name))(Tensor(images)))
         finally:
             os.chdir(here)
         if file_format == "MINDIR":
-            live = cell(Tensor(images)).asnumpy()
-            difference = float(np.abs(live - loaded).max()) if live.shape == loaded.shape else float("inf")
-            if not difference <= MAX_DIFFERENCE * max(1.0, float(np.abs(live).max())):
+            expected = _arrays((cell if live is None else live)(Tensor(images)))
+            difference = max(_difference(*pair) for pair in zip(expected, loaded, strict=True))
+            if not difference <= MAX_DIFFERENCE * max(1.0, *(float(np.abs(one).max()) for one in expected)):
                 raise UserError(
                     f"the exported {name.name} computes something else (by {difference:.2g}); nothing written"
                 )
             print(f"{name}: differs from the live network by at most {difference:.1e}", flush=True)
         shutil.copyfile(Path(folder) / name.name, temporary)
     return name.name
+
+
+def _arrays(output: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:
+    """The outputs of a cell that has one or several."""
+    return [tensor.asnumpy() for tensor in (output if isinstance(output, tuple) else (output,))]
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")

@@ -9,7 +9,6 @@ Kinds, as `describe` names them:
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from src import resnest50, resnest101, resnest200, resnest269
 from src.resnest import BN_PARAMETERS, ResNeSt, bn_behind, fuse, unfuse
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.cli import UserError
+from utils.torch_file import is_torch_file, read_torch_file
 
 
 class Backbone(NamedTuple):
@@ -35,6 +35,8 @@ class Backbone(NamedTuple):
 _MODULES = {module.__name__.rpartition(".")[2]: module for module in (resnest50, resnest101, resnest200, resnest269)}
 BACKBONES = {name: Backbone(getattr(m, name), m.INPUT_SIZE, m.RESIZE) for name, m in _MODULES.items()}
 BLOCKS = {name: module.BLOCKS for name, module in _MODULES.items()}
+# Layers with weights: five in each block, a shortcut's in four of them, three in the stem, and the dense one.
+DEPTHS = {name: 5 * sum(blocks) + 8 for name, blocks in BLOCKS.items()}
 HEAD = ("fc.weight", "fc.bias")
 CLASSES = "classes"  # the text beside the parameters that holds the class names
 TORCH_WORDS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
@@ -55,7 +57,7 @@ def load(network: ResNeSt, path: str | Path, finetune: bool = False) -> list[str
     kind, stored = _read(path)
     theirs, ours = _backbone(kind, stored), _named(network.blocks)
     if theirs != ours:
-        raise UserError(f"{path} is of a {_title(theirs)}, not of a {_title(ours)}; set --backbone {theirs}")
+        raise UserError(f"{path} is of a {title(theirs)}, not of a {title(ours)}; set --backbone {theirs}")
     left_out = HEAD if finetune else ()
     if kind == "mindconverter":
         try:
@@ -73,7 +75,7 @@ def load(network: ResNeSt, path: str | Path, finetune: bool = False) -> list[str
         )
     parameters = {name: value for name, value in parameters.items() if name not in left_out}
     wanted = {name: shape for name, shape in _shapes(network, fused).items() if name not in left_out}
-    _compare(parameters, wanted, path, f"a {_title(ours)}")
+    _compare(parameters, wanted, path, f"a {title(ours)}")
     if fused != network.fused:
         parameters = (unfuse if fused else fuse)(parameters)
     fill(network, parameters)
@@ -95,7 +97,7 @@ def save(network: ResNeSt, path: str | Path, classes: Sequence[str] | None = Non
 
 def classes_of(path: str | Path) -> list[str] | None:
     """The class names in label order that `save` stored in `path`; None for a file without them."""
-    stored = None if _is_torch(path) else read_checkpoint(path).get(CLASSES)
+    stored = None if is_torch_file(path) else read_checkpoint(path).get(CLASSES)
     return None if stored is None else json.loads(stored)
 
 
@@ -107,42 +109,9 @@ def describe(path: str | Path) -> tuple[str, str, int]:
     """
     kind, stored = _read(path)
     head = stored.get(HEAD[0]) if kind != "mindconverter" else [*_pairs(stored)][-1][0]
-    if head is None:
+    if head is None or not head.ndim or not len(head):
         raise UserError(f"{path} has no {HEAD[0]}, so the number of classes is unknown; get the whole file")
     return kind, _backbone(kind, stored), head.shape[0]
-
-
-def read_torch(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of the PyTorch file `path` by name.
-
-    Raises:
-        UserError: no such file, torch not installed, unreadable, or a file that holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; put the file there or name another one")
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path} is a PyTorch file, and torch, which reads it, is missing; make convert-env") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a dozen kinds, depending on where the file is damaged
-        # In a file that does not begin as a pickle, what torch takes for an unknown operand is no code.
-        pickled = path.read_bytes()[:1] == b"\x80" and "Unsupported operand" in str(error)
-        if pickled or re.search(r"Unsupported (global|class)|Can only (build|set|create)|Trying to", str(error)):
-            raise UserError(
-                f"{path} holds pickled code beside tensors and is not read; get the authors' own file"
-            ) from error
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file; it is truncated, damaged or of "
-            "another kind, get it again"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no tensors by name; give the authors' file or the state_dict() of their network")
-    return {name: value.numpy() if "num_batches" in name else value.float().numpy() for name, value in state.items()}
 
 
 def from_torch(state: State) -> dict[str, np.ndarray]:
@@ -172,9 +141,9 @@ def from_layers(layers: Layers, backbone: str) -> dict[str, np.ndarray]:
     layers = list(layers)
     classes = len(layers[-1][0]) if layers else 0
     wanted = _layers(BACKBONES[backbone].constructor(num_classes=max(classes, 1), fused=True))
-    title = _title(backbone)
+    what = title(backbone)
     if len(layers) != len(wanted):
-        raise UserError(f"{len(layers)} layers instead of the {len(wanted)} of a {title}; get the whole file of one")
+        raise UserError(f"{len(layers)} layers instead of the {len(wanted)} of a {what}; get the whole file of one")
     parameters = {}
     names = list(wanted)
     while names:
@@ -190,8 +159,9 @@ def from_layers(layers: Layers, backbone: str) -> dict[str, np.ndarray]:
         else:
             first = next(i for i, name in enumerate(group) if layers[i][0].shape != wanted[name])
             raise UserError(
-                f"layer {len(wanted) - len(names) + first + 1} of {len(wanted)} does not fit a {title} in execution "
-                f"order: {layers[first][0].shape} instead of the {wanted[group[first]]} of {group[first]}"
+                f"layer {len(wanted) - len(names) + first + 1} of {len(wanted)} does not fit a {what} in execution "
+                f"order: {layers[first][0].shape} instead of the {wanted[group[first]]} of {group[first]}; get the "
+                "whole file of one"
             )
         for name, (weight, bias) in zip(order, layers):
             parameters |= {f"{name}.weight": weight, f"{name}.bias": bias}
@@ -223,20 +193,10 @@ def _shapes(network: ResNeSt, fused: bool) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _is_torch(path: str | Path) -> bool:
-    """Whether a file begins as PyTorch's do, with a ZIP archive or a pickle, or at least has their ending."""
-    path = Path(path)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        start = file.read(2)
-    return start == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt")
-
-
 def _read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     """Kind and arrays, under the file's own names, of the checkpoint `path`."""
-    if _is_torch(path):
-        stored = read_torch(path)
+    if is_torch_file(path):
+        stored = read_torch_file(path)
     else:
         content = read_checkpoint(path).items()
         stored = {name: value.asnumpy() for name, value in content if isinstance(value, Parameter)}
@@ -282,8 +242,7 @@ def _pairs(stored: State) -> list[tuple[np.ndarray, np.ndarray]]:
 def _backbone(kind: str, stored: State) -> str:
     """The backbone that a file is of, or comes nearest to, by the number of its blocks, or of its layers."""
     if kind == "mindconverter":
-        # Each block has five layers, four have a shortcut's beside; three of the stem and the dense one come to that.
-        return min(BLOCKS, key=lambda name: abs(5 * sum(BLOCKS[name]) + 8 - len(_pairs(stored))))
+        return min(DEPTHS, key=lambda name: abs(DEPTHS[name] - len(_pairs(stored))))
     found = {tuple(map(int, m.groups())) for m in (re.match(r"layer([1-4])\.(\d+)\.", name) for name in stored) if m}
     blocks = [sum(stage == number for number, _ in found) for stage in (1, 2, 3, 4)]
     return min(BLOCKS, key=lambda name: sum(abs(a - b) for a, b in zip(BLOCKS[name], blocks)))
@@ -293,7 +252,8 @@ def _named(blocks: tuple[int, ...]) -> str:
     return next(name for name, its in BLOCKS.items() if its == tuple(blocks))
 
 
-def _title(backbone: str) -> str:
+def title(backbone: str) -> str:
+    """The backbone's name as the paper writes it."""
     return backbone.replace("resnest", "ResNeSt-")
 
 

@@ -12,6 +12,7 @@ from golden.recipe import images, value
 from mindspore import Tensor, nn
 from src.checkpoints import (
     BACKBONES,
+    DEPTHS,
     HEAD,
     classes_of,
     describe,
@@ -114,7 +115,7 @@ def test_layers_are_named_in_the_order_of_the_published_checkpoints(backbone):
     rows = mindconverter_rows(backbone)
     cell = network(backbone, fused=True)
     assert layer_names(cell) == [row["torch"] for row in rows]
-    assert len(rows) == LAYERS[backbone]
+    assert len(rows) == LAYERS[backbone] == DEPTHS[backbone]
     shapes = {name: list(array.shape) for name, array in values(cell).items()}
     assert [shapes[f"{row['torch']}.weight"] for row in rows] == [row["weight"] for row in rows]
 

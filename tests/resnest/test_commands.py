@@ -18,7 +18,7 @@ from conftest import ROOT, one_line_error, run_script
 from golden.recipe import value
 from mindspore import Tensor, nn
 from PIL import Image
-from src.checkpoints import fill, from_torch, save
+from src.checkpoints import fill, from_torch, load, save
 from src.config import load_config
 from src.resnest50 import resnest50
 
@@ -40,7 +40,11 @@ def checkpoint(path: Path) -> dict:
 
 def prepared(paths) -> np.ndarray:
     """The documented evaluation at 64 pixels, in float64 until the end."""
-    images = [Image.open(path).convert("RGB").resize((64, 64), Image.BILINEAR) for path in paths]
+    return normalised([Image.open(path).convert("RGB").resize((64, 64), Image.BILINEAR) for path in paths])
+
+
+def normalised(images) -> np.ndarray:
+    """Pillow's images, (N, H, W, 3) in 0..255, as float32 (N, 3, H, W)."""
     x = (np.stack(images) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     return x.transpose(0, 3, 1, 2).astype(np.float32)
 
@@ -112,6 +116,24 @@ def test_eval_counts_every_image_and_prints_the_documented_lines(place):
     logits = np.stack([row for _, _, row in expected]).astype(np.float64)
     loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(41), labels]
     assert report["loss"] == pytest.approx(loss.mean(), abs=1e-5)
+
+
+def test_eval_with_the_authors_preprocessing(place, tmp_path):
+    """Of 64 pixels the middle 64 * 64 / 96, rounded as the authors' code rounds, resized to 64 with bicubic."""
+    place, _ = place
+    paths = sorted((place / "digits/val").rglob("*.JPEG"))
+    squares = [Image.open(path).convert("RGB").crop((11, 11, 54, 54)).resize((64, 64), Image.BICUBIC) for path in paths]
+    network = resnest50(10)
+    load(network, place / "resnest50.ckpt")
+    logits = network.set_train(False)(Tensor(normalised(squares))).asnumpy()
+    expected = [(str(path), int(path.parent.name), row) for path, row in zip(paths, logits)]
+    words = ["--preprocess", "authors", "--predictions", tmp_path / "p.csv", "--output_dir", tmp_path]
+    result = evaluate(place, *words)
+    assert result_lines(result.stdout) == [(hits(expected, 1), 41), (hits(expected, 5), 41)], result.stderr
+    assert [int(row["prediction"]) for row in rows(tmp_path / "p.csv")] == [row.argmax() for _, _, row in expected]
+    report = json.loads((tmp_path / "results.json").read_text())
+    loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(41), [label for _, label, _ in expected]]
+    assert report["preprocess"] == "authors" and report["loss"] == pytest.approx(loss.mean(), abs=1e-4)
 
 
 def test_a_corrupt_image_is_left_out_over_two_devices_and_with_strict_it_is_an_error(place, tmp_path):

@@ -12,11 +12,12 @@ import pytest
 from conftest import ROOT, one_line_error, run_script
 from golden.recipe import images, value
 from mindspore import Tensor
-from src.checkpoints import load, read_torch
+from src.checkpoints import load
 from src.resnest50 import resnest50
 
 from utils.checkpoint import read_checkpoint
 from utils.cli import UserError
+from utils.torch_file import read_torch_file
 
 GOLDEN = ROOT / "tests" / "golden"
 SCRIPT = ROOT / "ResNeSt" / "convert.py"
@@ -100,7 +101,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small_onnx(place):
     """The network of small.pth for images of 64 pixels."""
-    network = convert.torch_network("resnest50", read_torch(place / "small.pth"))
+    network = convert.torch_network("resnest50", read_torch_file(place / "small.pth"))
     return convert.export_onnx(network, 64, place / "small.onnx")
 
 
@@ -133,10 +134,11 @@ def test_whole_way_downloaded_proved_and_equal_to_the_direct_one(place):
 
 
 def test_from_onnx_without_the_authors_network(place, small_onnx):
-    words = ["--backbone", "resnest50", "--num_classes", 10, "--ckpt_path"]
+    words = ["--backbone", "resnest50", "--ckpt_path"]
     result = run_script(*without("resnest"), *words, "onnx.ckpt", "--onnx", small_onnx, cwd=place)
     assert result.returncode == 0, result.stdout + result.stderr
     assert list(differences(result.stdout)) == [("MindSpore", "ONNX")]
+    assert "onnx.ckpt: resnest50, 10 classes" in result.stdout
     direct = run_script(SCRIPT, *words, "direct10.ckpt", "--torch_ckpt", "small.pth", "--direct", cwd=place)
     assert direct.returncode == 0, direct.stderr
     assert_equal(place / "onnx.ckpt", place / "direct10.ckpt")
@@ -176,8 +178,8 @@ def test_networks_that_are_no_resnest50(tmp_path):
         return str(caught.value)
 
     assert "operators that ResNeSt does not have: Sigmoid" in refused(88, "Sigmoid")
-    assert "has 17 layers, so it is no ResNeSt; a resnest50 has 88" in refused(17)
-    assert "is of a resnest101, not of a resnest50" in refused(173)
+    assert "has 17 layers, so it is no ResNeSt (a ResNeSt-50 has 88)" in refused(17)
+    assert "is of a ResNeSt-101, not of a ResNeSt-50; set --backbone resnest101" in refused(173)
     assert "lacks a constant weight or bias" in refused(88, bias=False)
     assert "side divisible by 32" in refused(88, side=48)
     file = linear_network(tmp_path / "chain.onnx", 88)
@@ -187,7 +189,7 @@ def test_networks_that_are_no_resnest50(tmp_path):
         convert.run_onnx(model, file, convert.sample(32))
     layers = [(np.zeros((3, 3, 1, 1), np.float32), np.zeros(3, np.float32))] * 88
     with pytest.raises(UserError, match=r"chain.onnx: layer 1 of 88 does not fit a ResNeSt-50"):
-        convert.fill_from(layers, resnest50(fused=True), "resnest50", file)
+        convert.fused_network(layers, "resnest50", file)
 
 
 def test_proof_refuses_what_differs():
@@ -196,20 +198,6 @@ def test_proof_refuses_what_differs():
     for wrong in (right + 0.005, right * np.nan, right[:, :2]):
         with pytest.raises(UserError, match="ONNX computes something else than PyTorch"):
             convert.prove({"PyTorch": right, "ONNX": wrong})
-
-
-def test_download_checks_the_hash(tmp_path):
-    (tmp_path / "there").write_bytes(b"weights")
-    url, digest = (tmp_path / "there").as_uri(), hashlib.sha256(b"weights").hexdigest()
-    got = tmp_path / "got.pth"
-    with pytest.raises(UserError, match=r"expected 00000000; removed"):
-        convert.fetch(url, got, "00000000")
-    assert not got.exists()
-    convert.fetch(url, got, digest[:8])
-    convert.fetch(url, got, digest)
-    with pytest.raises(UserError, match=r"another file.*move it away"):
-        convert.fetch(url, got, "00000000")
-    assert got.read_bytes() == b"weights"
 
 
 def test_authors_names_and_hashes_go_with_the_networks(monkeypatch):
@@ -242,6 +230,9 @@ def bad(place):
     (bad / "truncated.pth").write_bytes(whole[: len(whole) // 2])
     rows = json.loads((GOLDEN / "resnest101_torch.json").read_text())
     torch_save(bad / "resnest101.pth", {name: np.zeros(1, np.float32) for name, _ in rows})
+    linear_network(bad / "sigmoid.onnx", 88, "Sigmoid")
+    linear_network(bad / "resnest101.onnx", 173)
+    torch.save({"layer1.0.conv2.conv.weight": torch.zeros(()), "fc.weight": torch.zeros(())}, bad / "headless.pth")
     (bad / "truncated.onnx").write_bytes(linear_network(bad / "chain.onnx", 88).read_bytes()[:1000])
     return bad
 
@@ -252,15 +243,20 @@ def bad(place):
         (["--torch_ckpt", "bad/code.pth"], "bad/code.pth holds pickled code"),
         (["--torch_ckpt", "bad/truncated.pth"], "cannot be read as a PyTorch file; it is truncated"),
         (["--torch_ckpt", "bad/resnest101.pth"], "is of a ResNeSt-101, not of a ResNeSt-50; set --backbone resnest101"),
-        (["--torch_ckpt", "small.pth"], "has 10 classes, the network 1000; set --num_classes 10"),
+        (["--torch_ckpt", "bad/headless.pth"], "has no fc.weight, so the number of classes is unknown"),
         ([], "no file resnest50-528c19ca.pth; put the authors' weights there or add --download"),
         (["--onnx", "bad/truncated.onnx"], "cannot be read as an ONNX file"),
         (["--onnx", "bad/nothing.onnx"], "no file bad/nothing.onnx"),
+        (
+            ["--onnx", "bad/sigmoid.onnx"],
+            "holds operators that ResNeSt does not have: Sigmoid; export the authors'",
+        ),
+        (["--onnx", "bad/resnest101.onnx"], "is of a ResNeSt-101, not of a ResNeSt-50; set --backbone resnest101"),
         (["--onnx", "bad/chain.onnx", "--direct"], "--onnx takes the place of"),
         (["--torch_ckpt", "small.pth", "--ckpt_path", "bad/chain.onnx/x.ckpt"], "cannot write bad/chain.onnx/x.ckpt"),
         (["--torch_ckpt", "small.pth", "--ckpt_path", "bad/x.pth"], "must end in .ckpt"),
         (["--torch_ckpt", "small.pth", "--checkpoint_url", "file:///x"], "are for --download"),
-        (["--num_classes", "0"], "must be a whole number of at least 1, not 0"),
+        (["--torch_ckpt", "small.pth", "--download"], "small.pth is another file: sha256"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_writes_nothing(words, message, place, bad):
@@ -302,7 +298,7 @@ def test_from_the_authors_file_to_an_exported_network_that_predicts_the_same(tmp
     assert run_script(ROOT / "utils/sample_imagenet.py", *sample, cwd=tmp_path).returncode == 0
     config = ["--config_path", ROOT / "ResNeSt/config/resnest_sample_config.yaml", "--device_target", "CPU"]
     data = ["--data_path", tmp_path / "digits", "--output_dir", tmp_path / "eval"]
-    converted = ["--torch_ckpt", "authors.pth", "--ckpt_path", "converted.ckpt", "--num_classes", "10"]
+    converted = ["--torch_ckpt", "authors.pth", "--ckpt_path", "converted.ckpt"]
     steps = (
         ["convert.py", "--backbone", "resnest50", *converted],
         ["eval.py", *config, *data, "--ckpt_path", "converted.ckpt", "--predictions", "live.csv"],

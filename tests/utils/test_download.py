@@ -171,6 +171,26 @@ def test_hash_mismatch_removes_the_part(server, target):
     assert os.listdir(target.parent) == []
 
 
+def test_the_first_digits_of_a_hash_are_checked(server, target):
+    """As PyTorch's file names hold them; a part is removed, a file that is there is kept."""
+    wrong = SHA256[:7] + ("0" if SHA256[7] != "0" else "1")
+    line = refused(server.url, target, wrong)
+    assert SHA256[:12] in line and f"expected {wrong}; removed" in line
+    assert os.listdir(target.parent) == []
+    assert download(server.url, target, SHA256[:8].upper()) == SHA256
+    assert download(server.url, target, SHA256[:63]) == SHA256
+    with pytest.raises(UserError, match=f"expected {wrong}; move it away"):
+        download(server.url, target, wrong)
+    assert target.read_bytes() == PAYLOAD and len(server.asked) == 2
+
+
+@pytest.mark.parametrize("sha256", ["", 7 * "0", 65 * "0", 64 * "g", "sha256:00000000", "00000000\n"])
+def test_what_is_no_hash_is_refused_before_anything_is_fetched(sha256, server, target):
+    with pytest.raises(UserError, match="is no SHA-256; give its 64 hexadecimal digits"):
+        download(server.url, target, sha256)
+    assert server.asked == [] and not target.parent.exists()
+
+
 def test_size_not_told(server, target):
     server.chunked = True
     assert download(server.url, target, SHA256) == SHA256

@@ -1,0 +1,177 @@
+"""Checkpoints: this folder's own, the published one, and float ResNet-18s of this folder or of torchvision (.pth)."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from src.config import default_resize
+from src.resnet import FLOAT, HIDDEN, SMALLEST, WIDTHS, Architecture, ResNet
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.cli import UserError
+from utils.torch_file import is_torch_file, read_torch_file
+
+FACTS = "architecture"  # the text beside the parameters
+PUBLISHED_BITS = (4, 3)  # target and number of them in the published checkpoint, which does not tell
+TORCH_WORDS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+CONTROLLER = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+CLASSIFIER = ("fc.weight", "fc.bias")
+# The published checkpoint holds them, and its network does not use them.
+UNUSED = re.compile(r".*\.quan_[aw]\.quantize2?\.scale|layer[2-4]\.\d+\.conv[12]\.bias")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint is of: the network, what evaluation resizes to, and the class names in label order or None."""
+
+    architecture: Architecture
+    resize_size: int
+    classes: tuple[str, ...] | None
+
+
+def save(network: ResNet, path: str | Path, description: Description) -> None:
+    """Write the parameters and what they are of to `path`, whole or not at all."""
+    save_checkpoint(network.get_parameters(), path, {FACTS: json.dumps(asdict(description))})
+
+
+def describe(path: str | Path) -> Description:
+    """What the checkpoint `path` is of.
+
+    Raises:
+        UserError: unreadable, or of another network.
+    """
+    return _describe(path, *_read(path))
+
+
+def load(network: ResNet, architecture: Architecture, path: str | Path, finetune: bool = False) -> list[str]:
+    """Load the parameters of `network`, which is of `architecture`, from the checkpoint `path`.
+
+    A float checkpoint leaves the controller and PACT's maxima as they are, `finetune` the classifier.
+
+    Returns:
+        the parameters that were left out.
+
+    Raises:
+        UserError: unreadable, or a missing, surplus or misshapen parameter.
+    """
+    stored, facts = _read(path)
+    theirs = _describe(path, stored, facts).architecture
+    wanted = {parameter.name: parameter for parameter in network.get_parameters()}
+    may_lack = set(CLASSIFIER) if finetune else set()
+    same = (theirs.quant, theirs.bits, theirs.decisions) == (
+        architecture.quant,
+        architecture.bits,
+        architecture.decisions,
+    )
+    if theirs.quant == FLOAT and architecture.quant != FLOAT:
+        may_lack |= {name for name in wanted if name in CONTROLLER or name.endswith(".alpha")}
+    elif theirs.quant != architecture.quant:
+        raise UserError(
+            f"{path} is quantized with {theirs.quant}, the network {architecture.quant}; "
+            + (f"set --quant {theirs.quant}" if architecture.quant != FLOAT else "start from a float checkpoint")
+        )
+    elif not same:
+        # Fixed bits, other bits or other decisions: the weights and their statistics are of use all the same.
+        may_lack |= set(CONTROLLER)
+        stored = {name: value for name, value in stored.items() if name not in CONTROLLER}
+    elif theirs.image_size // SMALLEST != architecture.image_size // SMALLEST:
+        may_lack |= {name for name in wanted if name in CONTROLLER}
+        stored = {name: value for name, value in stored.items() if name not in CONTROLLER}
+    classes = len(stored[CLASSIFIER[1]])
+    if not finetune and classes != architecture.num_classes:
+        raise UserError(
+            f"{path} has {classes} classes, the network {architecture.num_classes}; set --num_classes {classes}, or "
+            "--finetune to start with a new classifier"
+        )
+    if finetune:
+        stored = {name: value for name, value in stored.items() if name not in CLASSIFIER}
+    missing = [name for name in wanted if name not in stored and name not in may_lack]
+    surplus = [name for name in stored if name not in wanted]
+    if missing or surplus:
+        parts = ", ".join(filter(None, [_some("missing", missing), _some("surplus", surplus)]))
+        raise UserError(f"{path} does not hold the parameters of {_title(architecture)} ({parts}); get the whole file")
+    for name, value in stored.items():
+        if value.shape != wanted[name].shape:
+            raise UserError(
+                f"{path}: {name} is {value.shape} in the file and {wanted[name].shape} in {_title(architecture)}; "
+                "get the file of the same network"
+            )
+    for name, value in stored.items():
+        wanted[name].set_data(ms.Tensor(value.astype(np.float32)))
+    return [name for name in wanted if name not in stored]
+
+
+def _read(path: str | Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """The parameters that count, under this folder's names, and the text beside them."""
+    if is_torch_file(path):
+        stored, facts = from_torch(read_torch_file(path)), None
+    else:
+        content = read_checkpoint(path)
+        facts = content.get(FACTS)
+        stored = {name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)}
+    if not {"conv1.weight", "layer4.1.conv2.weight", *CLASSIFIER} <= set(stored) or "layer1.0.conv3.weight" in stored:
+        raise UserError(f"{path} looks like {kind_of(set(stored))}, not a ResNet-18; give the file of one")
+    if any(name.startswith(("accum.", "moments.")) or name == "learning_rate" for name in stored):
+        raise UserError(f"{path} looks like {kind_of(set(stored))}; give the best checkpoint beside it")
+    return {name: value for name, value in stored.items() if not UNUSED.fullmatch(name)}, facts
+
+
+def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters under this folder's names from torchvision's: those of a BN have other names here."""
+    parameters = {}
+    for name, value in state.items():
+        layer, _, word = name.rpartition(".")
+        if f"{layer}.running_mean" in state:
+            if word == "num_batches_tracked":
+                continue
+            name = f"{layer}.{TORCH_WORDS.get(word, word)}"
+        parameters[name] = value
+    return parameters
+
+
+def kind_of(names: set[str]) -> str:
+    """What a file with these parameters is, in words."""
+    if any(name.startswith(("accum.", "moments.")) or name == "learning_rate" for name in names):
+        return "a training state (resume.ckpt, for --resume)"
+    if "compression3.0.weight" in names:
+        return "a DDRNet-23"
+    if any(".bn_0." in name or name.startswith("end_point") for name in names):
+        return "a DRNet"
+    if any(re.fullmatch(r"layer1\.0\.conv2\.(conv|fc1)\.weight", name) for name in names):
+        return "a ResNeSt"
+    if "layer1.0.conv3.weight" in names:
+        return "a deeper ResNet"
+    return "another network"
+
+
+def _describe(path: str | Path, stored: Mapping[str, np.ndarray], facts: str | None) -> Description:
+    if facts is not None:
+        told = json.loads(facts)
+        architecture = Architecture(**told.pop("architecture"))
+        classes = told["classes"]
+        return Description(architecture, told["resize_size"], classes and tuple(classes))
+    num_classes = len(stored[CLASSIFIER[1]])
+    if "fc1.weight" not in stored:
+        return Description(Architecture(FLOAT, num_classes=num_classes), default_resize(224), None)
+    inputs, outputs = stored["fc1.weight"].shape[-1], len(stored.get("fc2.bias", ()))
+    side = round((inputs / WIDTHS[0]) ** 0.5)
+    target, num_bits = PUBLISHED_BITS
+    if stored["fc1.weight"].shape != (HIDDEN, WIDTHS[0] * side * side) or outputs != num_bits:
+        raise UserError(
+            f"{path} tells nothing about its network, and its controller of {inputs} inputs and {outputs} outputs is "
+            "not the published one; give a checkpoint of train.py"
+        )
+    size = side * SMALLEST
+    return Description(Architecture("dorefa", target, num_bits, "image", num_classes, size), default_resize(size), None)
+
+
+def _title(architecture: Architecture) -> str:
+    return "a float ResNet-18" if architecture.quant == FLOAT else "a quantized ResNet-18"
+
+
+def _some(word: str, names: Sequence[str]) -> str:
+    return f"{len(names)} parameters {word}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""

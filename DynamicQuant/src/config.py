@@ -1,0 +1,143 @@
+"""The settings of DynamicQuant: the keys of its config files and the flags of its commands."""
+
+import argparse
+from pathlib import Path
+
+from src.quant import MAX_BITS, QUANTIZERS
+from src.resnet import GRANULARITIES, SMALLEST, Architecture
+from utils.cli import UserError
+from utils.config import Setting, above_zero, fraction, natural, not_negative, number, optional, positive, seed, yes_no
+from utils.config import load_config as load
+from utils.device import DEVICES
+from utils.export import FORMATS
+from utils.launcher import check_devices
+
+CONFIG = Path(__file__).resolve().parents[1] / "config" / "resnet18_imagenet_config.yaml"
+STAGES = ("float", "quantize")
+RUN = (*STAGES, "eval")
+ALL = (*RUN, "export")
+QUANTIZE = ("quantize",)
+
+below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+bit_width = number(int, lambda value: 1 <= value <= MAX_BITS, f"a whole number from 1 to {MAX_BITS}")
+odd = number(int, lambda value: value >= 1 and value % 2 == 1, "an odd whole number")
+image_side = number(int, lambda value: value >= SMALLEST and value % 4 == 0, f"a multiple of 4 from {SMALLEST} up")
+
+SETTINGS = {
+    # ===== Network: what a checkpoint is of it tells itself ===== #
+    "ckpt_path": Setting(
+        "checkpoint; in training to start from, also a .pth", optional(str), ALL, aliases=("pretrained",)
+    ),
+    "num_classes": Setting("number of classes", positive, STAGES),
+    "image_size": Setting(f"side of the images in pixels, a multiple of 4 from {SMALLEST} up", image_side, STAGES),
+    "resize_size": Setting(
+        "what evaluation resizes the shorter side to before it cuts out the centre; none: image_size / 0.875, or what "
+        "the checkpoint was trained with",
+        optional(positive),
+        ALL,
+    ),
+    "quant": Setting("quantizer of the activations", str, QUANTIZE, QUANTIZERS),
+    "target_bits": Setting("target bit-width", bit_width, QUANTIZE),
+    "num_bits": Setting("bit-widths to choose from, around the target; 1: fixed bits, no controller", odd, QUANTIZE),
+    "granularity": Setting("one decision for the image, or one for each layer", str, QUANTIZE, GRANULARITIES),
+    # ===== Data ===== #
+    "data_path": Setting(
+        "ImageNet root with train/ and val/; for eval.py a single split will do", str, RUN, aliases=("dataset_path",)
+    ),
+    "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL, own={"export": 1}),
+    "num_workers": Setting("processes that read images; 0: one per core, shared by the devices", natural, RUN),
+    "strict": Setting("stop at the first image that cannot be read", yes_no, RUN),
+    # ===== Device and results ===== #
+    "device_target": Setting("device; auto: Ascend if there is one, else GPU, else CPU", str, ALL, DEVICES),
+    "device_id": Setting("number of the device", natural, ALL),
+    "device_num": Setting("devices; more than one starts msrun", positive, STAGES),
+    "rank_table_file": Setting("HCCL rank table of the devices, for Ascend", optional(str), STAGES),
+    "seed": Setting("seed of every random draw", seed, RUN),
+    "output_dir": Setting("folder for everything written", str, ALL),
+    # ===== Evaluation ===== #
+    "force_bits": Setting(
+        "run every image at these bits instead of those chosen for it", optional(bit_width), ("eval",)
+    ),
+    "sample_gumbel": Setting("sample the choices, as the published evaluation does", yes_no, ("eval",)),
+    "predictions": Setting("CSV file for the prediction and the bits of every image", optional(str), ("eval",)),
+    "download": Setting("fetch the checkpoint from ckpt_url first", yes_no, ("eval",)),
+    "ckpt_url": Setting("where the published checkpoint is", str, ("eval",)),
+    # ===== Export ===== #
+    "file_format": Setting("kind of the exported files", str, ("export",), FORMATS),
+    # ===== Training ===== #
+    "finetune": Setting("load all of the checkpoint but the classifier, for other classes", yes_no, STAGES),
+    "epochs": Setting("number of epochs", positive, STAGES),
+    "lr": Setting("learning rate after the warm-up, for whatever batch", above_zero, STAGES),
+    "lr_steps": Setting("epochs after which the learning rate is multiplied by lr_gamma", positive, STAGES, many=True),
+    "lr_gamma": Setting("factor of the learning rate", fraction, STAGES),
+    "warmup_epochs": Setting("epochs of linear warm-up", not_negative, STAGES),
+    "momentum": Setting("momentum; 0: plain gradient descent", below_one, STAGES),
+    "weight_decay": Setting("weight decay of all parameters", not_negative, STAGES),
+    "bit_budget": Setting("mean bits that cost nothing; none: the target", optional(above_zero), QUANTIZE),
+    "penalty": Setting("loss for each bit that the mean is above the budget", not_negative, QUANTIZE),
+    "temperature": Setting("temperature of the Gumbel-Softmax", above_zero, QUANTIZE),
+    "crop_scale": Setting("range of the random crop's share of the area", above_zero, STAGES, many=True),
+    "crop_ratio": Setting("range of the random crop's width / height", above_zero, STAGES, many=True),
+    "flip": Setting("probability of a horizontal flip", fraction, STAGES),
+    "color_jitter": Setting("largest relative change of brightness, contrast and saturation", fraction, STAGES),
+    "eval_every": Setting("epochs between two evaluations", positive, STAGES),
+    "resume": Setting("training state (resume.ckpt) to go on from", optional(str), STAGES),
+}
+
+
+def load_config(command: str, description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The settings of `command` ("train", "eval" or "export") from the config file and the command line.
+
+    Raises:
+        UserError: as `utils.config.load_config`; also values that do not go together.
+    """
+    args = load(command, description, SETTINGS, CONFIG, STAGES if command == "train" else (), argv=argv)
+    if command != "export" and args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
+    if command != "train":
+        if args.ckpt_path is None:
+            raise UserError(f"{command}.py needs a checkpoint; give it with --ckpt_path")
+        if command == "eval" and args.sample_gumbel and args.force_bits is not None:
+            raise UserError("--force_bits leaves nothing to sample; leave out --sample_gumbel")
+        return args
+    check_devices(args)
+    if args.batch_size < 2:
+        raise UserError("--batch_size must be at least 2 in training, or BN has nothing to learn a variance from")
+    for key in ("crop_scale", "crop_ratio"):
+        if len(getattr(args, key)) != 2 or getattr(args, key)[0] > getattr(args, key)[1]:
+            raise UserError(f"--{key} takes two rising numbers")
+    if args.crop_scale[1] > 1:
+        raise UserError("--crop_scale: a crop cannot be larger than the image, give numbers up to 1")
+    if args.lr_steps != sorted(set(args.lr_steps)):
+        raise UserError("--lr_steps takes rising epochs")
+    if args.warmup_epochs > args.epochs:
+        raise UserError(f"the warm-up of {args.warmup_epochs:g} epochs is longer than --epochs {args.epochs}")
+    if args.finetune and args.ckpt_path is None:
+        raise UserError("--finetune starts from a checkpoint; give it with --ckpt_path")
+    args.resize_size = args.resize_size or default_resize(args.image_size)
+    if args.resize_size < args.image_size:
+        raise UserError(f"a crop of {args.image_size} pixels does not fit into --resize_size {args.resize_size}")
+    if args.stage == "quantize" and args.bit_budget is None:
+        args.bit_budget = float(args.target_bits)
+    try:
+        architecture_of(args)
+    except ValueError as error:
+        raise UserError(f"--target_bits {args.target_bits} --num_bits {args.num_bits}: {error}") from error
+    return args
+
+
+def default_resize(image_size: int) -> int:
+    """The published evaluation's shorter side in pixels."""
+    return int(image_size / 0.875)
+
+
+def architecture_of(args: argparse.Namespace) -> Architecture:
+    """The network that the settings of a training describe.
+
+    Raises:
+        ValueError: bit-widths that are none.
+    """
+    sizes = {"num_classes": args.num_classes, "image_size": args.image_size}
+    if args.stage == "float":
+        return Architecture("none", **sizes)
+    return Architecture(args.quant, args.target_bits, args.num_bits, args.granularity, **sizes)

@@ -1,0 +1,163 @@
+"""Loss, accuracy and cost over all images of a folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import mindspore.nn as nn
+import numpy as np
+from mindspore import Tensor, ops
+
+from src.dataset import evaluation_rows
+from src.inference import Predictor
+from src.resnet import Architecture
+from utils.cli import Interrupt, UserError
+from utils.images import Loader
+from utils.metrics import Progress, Throughput, TopKAccuracy
+
+
+@dataclass
+class Evaluation:
+    """Result of one pass.
+
+    loss: sum of the cross entropies. correct: top-1 and top-5 hits, int64 (2,); images: how many were classified.
+    chosen: how often decision d was for candidate r, int64 (D, R). correct_at: top-1 hits of the images whose first
+    decision was for candidate r, int64 (R,). predicted: int32, class of each row, -1 where it was not read or is
+    another device's; decided: int8, the first decision of each such row. images_per_s: wall time without compiling.
+    corrupt: number of images that could not be read.
+    """
+
+    loss: float
+    correct: np.ndarray
+    images: int
+    chosen: np.ndarray
+    correct_at: np.ndarray
+    predicted: np.ndarray = field(repr=False)
+    decided: np.ndarray = field(repr=False)
+    images_per_s: float = 0.0
+    corrupt: int = 0
+
+    def mean_loss(self) -> float:
+        """Mean cross entropy."""
+        return self.loss / max(self.images, 1)
+
+    def top(self, column: int = 0) -> float:
+        """Accuracy as a fraction; column 0 is top-1, 1 is top-5."""
+        return float(self.correct[column]) / max(self.images, 1)
+
+    def mean_bits(self, bits: Sequence[int]) -> float:
+        """Mean of the chosen bits over images and decisions."""
+        return float(self.chosen.sum(0) @ np.array(bits)) / max(int(self.chosen.sum()), 1)
+
+    def bit_flops(self, architecture: Architecture, bits: Sequence[int]) -> float:
+        """Mean of MACs x weight bits x activation bits of the quantized layers, in 10^9, for an image."""
+        fixed, chosen = architecture.gmacs()
+        costs = chosen[:, None] * np.square(bits)
+        return fixed * architecture.target_bits**2 + float((self.chosen * costs).sum()) / max(self.images, 1)
+
+
+class SumOverDevices(nn.Cell):
+    """Sum over the devices of a float32 vector; the vector itself on one device."""
+
+    def __init__(self, devices: int):
+        super().__init__(auto_prefix=False)
+        self.reduce = ops.AllReduce() if devices > 1 else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x if self.reduce is None else self.reduce(x)
+
+    def of(self, numbers: Sequence[float]) -> np.ndarray:
+        """Each of `numbers` summed over all devices, float32."""
+        return self(Tensor(np.array(numbers, np.float32))).asnumpy()
+
+
+def evaluate(
+    predictor: Predictor,
+    loader: Loader,
+    rank: int,
+    devices: int,
+    interrupt: Interrupt,
+    on_corrupt: Callable[[int], None] = lambda row: None,
+) -> Evaluation:
+    """Classify all images, each on one of the devices; every device returns the result of all.
+
+    Args:
+        interrupt: holds Ctrl-C while the graphs compile, where MindSpore would lose it.
+        on_corrupt: called with the row of each image of this device that cannot be read.
+
+    Raises:
+        UserError: logits that are not finite.
+    """
+    rows, labels = evaluation_rows(loader.folder, rank, devices), loader.folder.labels
+    metric = TopKAccuracy((1, 5))
+    candidates = max(len(predictor.bits), 1)
+    result = Evaluation(
+        0.0,
+        metric.correct,
+        0,
+        np.zeros((predictor.choices.shape[1], candidates), np.int64),
+        np.zeros(candidates, np.int64),
+        np.full(len(labels), -1, np.int32),
+        np.full(len(labels), -1, np.int8),
+    )
+
+    def count(classified) -> None:
+        for done, decisions, logits in classified:
+            if not np.isfinite(logits).all():
+                raise UserError(
+                    "the network returns NaN or infinity for some images; its weights are broken (a diverged training, "
+                    "or a wrong file)"
+                )
+            metric.update(logits, labels[done])
+            predicted = logits.argmax(1)
+            result.loss += float(cross_entropy(logits, labels[done]).sum())
+            result.predicted[done], result.decided[done] = predicted, decisions[:, 0]
+            np.add.at(result.chosen, (np.arange(decisions.shape[1])[None], decisions), 1)
+            np.add.at(result.correct_at, decisions[predicted == labels[done], 0], 1)
+
+    meter = None
+    with Progress("evaluating", len(rows), show=rank == 0) as progress:
+        for batch in loader.batches(rows):
+            if meter is None:
+                with interrupt.held():
+                    predictor.compile()
+                if interrupt.asked:
+                    raise KeyboardInterrupt(*filter(None, [interrupt.hint]))
+                meter = Throughput()
+            for row in batch.corrupt:
+                on_corrupt(row)
+            result.corrupt += len(batch.corrupt)
+            if len(batch.rows):
+                count(predictor.add(batch.images, batch.rows))
+            meter.update(len(batch.rows))
+            top1 = f"{metric.values()[1]:.2%}" if metric.total else "-"
+            progress.update(len(batch.rows) + len(batch.corrupt), top1=top1)
+        count(predictor.flush())
+    result.images = metric.total
+    result.images_per_s = meter.rate() if meter else 0.0
+    return over_devices(result, devices) if devices > 1 else result
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-log softmax(logits) at the label, float64 (N,), for logits (N, K) and labels int (N,)."""
+    logits = logits.astype(np.float64)
+    logits = logits - logits.max(1, keepdims=True)
+    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+
+
+def over_devices(result: Evaluation, devices: int) -> Evaluation:
+    """All devices' results put together."""
+    total = SumOverDevices(devices)
+    numbers = [result.loss, result.images, result.images_per_s, result.corrupt, *result.correct, *result.correct_at]
+    loss, images, rate, corrupt, top1, top5, *correct_at = total.of(numbers).tolist()
+    return Evaluation(
+        loss,
+        np.array([top1, top5], np.int64),
+        int(images),
+        total.of(result.chosen.ravel()).reshape(result.chosen.shape).astype(np.int64),
+        np.array(correct_at, np.int64),
+        # -1 where another device reads the image, so that only one adds anything.
+        total.of(result.predicted + 1).astype(np.int32) - 1,
+        total.of(result.decided + 1).astype(np.int8) - 1,
+        rate,
+        int(corrupt),
+    )
