@@ -41,6 +41,8 @@ bench: .venv/requirements-dev.stamp
 	$(ENV)/python tests/benchmarks/ddrnet_step.py
 	$(ENV)/python tests/benchmarks/ddrnet_input.py
 	$(ENV)/python tests/benchmarks/resnest_fused.py
+	$(ENV)/python tests/benchmarks/dynamicquant_grouped.py
+	$(ENV)/python tests/benchmarks/infer_310.py
 
 convert-env: .venv/requirements-convert.stamp
 

@@ -6,6 +6,7 @@ A fenced bash block is run unless the line before it is a comment `<!-- needs: â
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-DOCUMENTS = ["README.md", "DRNet/readme.md", "ResNeSt/README.md", "DDRNet/README.md", "utils/hccl_tools/README.md"]
+sys.path.insert(0, str(ROOT / "tests" / "ascend310"))
+from lite import lite_home, program
+
+DOCUMENTS = ["README.md", "DRNet/readme.md", "ResNeSt/README.md", "DynamicQuant/readme.md", "DDRNet/README.md"]
+DOCUMENTS += ["utils/hccl_tools/README.md"]
 TRANSLATIONS = {"ResNeSt/README_CN.md": "ResNeSt/README.md", "DDRNet/README_CN.md": "DDRNet/README.md"}
 MARK = re.compile(r"<!-- (needs: (ImageNet|Ascend|GPU)|not run: .+|benchmark) -->")
 SHORTER = {
@@ -24,6 +29,11 @@ SHORTER = {
     "--output data/sample64": "--output data/sample64 --images 4",
     "$config --epochs 1": "$config --epochs 1 --batch_size 8",
 }
+# Replaced by a link to what the tests of ascend310_infer have fetched.
+FETCH_LITE = """
+pip download --no-deps --only-binary=:all: --python-version 3.7 mindspore-lite==2.0.0 -d lite
+python -m zipfile -e lite/*.whl lite
+"""
 
 
 def blocks(document: Path) -> list[tuple[str, bool]]:
@@ -66,6 +76,9 @@ def test_commands_run_as_printed(document, copy):
     script = "\n".join(commands)
     for printed, shorter in SHORTER.items():
         script = script.replace(printed, shorter)
+    if FETCH_LITE in script:
+        program()  # skips where a tool is missing
+        script = script.replace(FETCH_LITE, f"\nln -s {shlex.quote(str(lite_home()))} lite\n")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
@@ -110,14 +123,15 @@ def test_a_translation_has_the_same_commands(translation, original):
 TREES = {
     "DRNet": """eval.py readme.md checkpoint fig/DRNet.JPG config/resnet50_imagenet2012_config.yaml src/predictor.py
         src/classifier.py src/dataset.py src/gumbelmodule.py src/model_utils/config.py""",
-    "ResNeSt": """README_CN.md scripts/run_infer_310.sh src/resnest50.py src/resnest101.py src/resnest200.py
-        src/resnest269.py export.py preprocess.py postprocess.py""",
-    "DDRNet": """README_CN.md README.md scripts/run_standalone_train_ascend.sh scripts/run_distribute_train_ascend.sh
-        scripts/run_eval_ascend.sh scripts/run_standalone_train_gpu.sh scripts/run_distribute_train_gpu.sh
-        scripts/run_eval_gpu.sh scripts/run_infer_310.sh src/configs src/data/imagenet.py src/data/augment
-        src/data/data_utils src/models src/trainers src/tools/callback.py src/tools/cell.py src/tools/criterion.py
-        src/tools/get_misc.py src/tools/optimizer.py src/tools/schedulers.py train.py eval.py export.py preprocess.py
-        postprocess.py""",
+    "ResNeSt": """README_CN.md ascend310_infer scripts/run_infer_310.sh src/resnest50.py src/resnest101.py
+        src/resnest200.py src/resnest269.py export.py preprocess.py postprocess.py""",
+    "DynamicQuant": """src/dataset.py src/gumbelsoftmax.py src/quant.py src/resnet.py eval.py readme.md""",
+    "DDRNet": """README_CN.md README.md ascend310_infer scripts/run_standalone_train_ascend.sh
+        scripts/run_distribute_train_ascend.sh scripts/run_eval_ascend.sh scripts/run_standalone_train_gpu.sh
+        scripts/run_distribute_train_gpu.sh scripts/run_eval_gpu.sh scripts/run_infer_310.sh src/configs
+        src/data/imagenet.py src/data/augment src/data/data_utils src/models src/trainers src/tools/callback.py
+        src/tools/cell.py src/tools/criterion.py src/tools/get_misc.py src/tools/optimizer.py src/tools/schedulers.py
+        train.py eval.py export.py preprocess.py postprocess.py""",
 }
 
 

@@ -21,10 +21,10 @@ INCOMPLETE = 3  # exit status
 BATCH = 1000
 
 
-def image_labels(data_path: str | Path) -> dict[str, int]:
-    """Label of every image of `val` under the root `data_path`, or of `data_path` if it is a split itself.
+def named_images(data_path: str | Path) -> tuple[list[str], ImageFolder]:
+    """The images of `val` under the root `data_path`, or of `data_path` if it is a split itself, and the name of each.
 
-    The keys are file names without their endings, which the result files are named after.
+    A name is the file name without its ending, which the result file is named after.
 
     Raises:
         UserError: as `ImageFolder`; also if two files differ in folder or ending only, or the root has no val/.
@@ -39,10 +39,10 @@ def image_labels(data_path: str | Path) -> dict[str, int]:
     for path in folder.paths:
         if path.stem in paths:
             raise UserError(
-                f"{paths[path.stem]} and {path} would have one result file, {path.stem}_0.bin; rename one of them"
+                f"{paths[path.stem]} and {path} would have one result file, {path.stem}{ENDING}; rename one of them"
             )
         paths[path.stem] = path
-    return dict(zip(paths, folder.labels.tolist()))
+    return list(paths), folder
 
 
 def write_labels() -> None:
@@ -58,7 +58,8 @@ def write_labels() -> None:
     data_paths = set(args.data_path or ["./data/imagenet"])
     if len(data_paths) > 1:
         raise UserError("--data_path and --dataset_path are one setting with two values; give one of them")
-    labels = image_labels(data_paths.pop())
+    names, folder = named_images(data_paths.pop())
+    labels = dict(zip(names, folder.labels.tolist()))
     with whole_file(args.output) as temporary:
         temporary.write_text(json.dumps(labels, indent=0) + "\n")
     print(f"{args.output}: labels of {len(labels)} images")

@@ -3,23 +3,32 @@
 #   bash run_infer_310.sh [MINDIR_PATH] [DATASET_NAME] [DATASET_PATH] [DEVICE_ID(optional, default 0)]
 # Labels (preprocess.py), the inference program (built if its sources are newer), inference, accuracy (postprocess.py).
 # Into the folder of the caller come imagenet_label.json, result_Files/<image>_0.bin (float32 logits), time_Result/,
-# acc.log, and the log of each step. Arguments after -- go to the inference program, which INFER_PROGRAM can replace.
+# acc.log, and the log of each step. Arguments after -- go to the inference program. --backend mindspore, or the variable
+# BACKEND, takes MindSpore in Python for it instead of the C++ program; INFER_PROGRAM names another program.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-wanted="[MINDIR_PATH] [DATASET_NAME(imagenet2012)] [DATASET_PATH] [DEVICE_ID(optional)] (-- arguments of the program)"
+wanted="[MINDIR_PATH] [DATASET_NAME(imagenet2012)] [DATASET_PATH] [DEVICE_ID(optional)] \
+(--backend lite or mindspore) (-- arguments of the program)"
 words=()
+backend=${BACKEND:-lite}
 while (($#)) && [[ $1 != -- ]]; do
-  words+=("$1")
-  shift
+  if [[ $1 == --backend ]]; then
+    backend=${2:-}
+    shift
+  else
+    words+=("$1")
+  fi
+  (($# == 0)) || shift
 done
 (($# == 0)) || shift # the --
 count=${#words[@]}
 device=${words[3]:-0}
 if ((count < 3 || count > 4)) || ! are_values "$count" "${words[@]}" || ! is_number "$device" ||
-  [[ ! ${words[1],,} =~ ^imagenet(2012)?$ ]]; then
+  [[ ! $backend =~ ^(lite|mindspore)$ || ! ${words[1],,} =~ ^imagenet(2012)?$ ]]; then
   usage "$wanted"
 fi
+preparation=(--resize 256 --crop 224 --interpolation bicubic) # as eval.py
 model=$(absolute "${words[0]}")
 data=$(absolute "${words[2]}")
 [[ -f $model ]] || fail "there is no model $model; export.py makes one"
@@ -42,7 +51,7 @@ step() {
   elif ((status == 2)) && [[ $(tail -n 1 -- "$log") == "error: "* ]]; then
     [[ $name == inference ]] || tail -n 1 -- "$log" >&2 # the line says it all
     exit 2
-  elif ((status)); then
+  elif ((status)) && [[ $name != inference || $status != 3 ]]; then # 3: images were skipped, the rest is done
     echo "the last lines of $log:" >&2
     tail -n 15 -- "$log" >&2
     echo "error: $name ended with status $status" >&2
@@ -54,25 +63,22 @@ rm -f acc.log # of an earlier run, which must not be taken for this one's
 labels=$PWD/imagenet_label.json
 step preprocess "$PYTHON" "$MODEL/preprocess.py" --data_path "$data" --output "$labels"
 
-program=${INFER_PROGRAM:-}
-if [[ -z $program ]]; then
+if [[ -n ${INFER_PROGRAM:-} ]]; then
+  program=("$INFER_PROGRAM")
+  command -v -- "$INFER_PROGRAM" >/dev/null || fail "INFER_PROGRAM $INFER_PROGRAM is no program that can be run"
+elif [[ $backend == mindspore ]]; then
+  program=("$PYTHON" "$MODEL/../utils/infer_310.py")
+else
   sources=$MODEL/ascend310_infer
-  program=$sources/out/main
-  if [[ ! -f $sources/build.sh ]]; then
-    [[ -x $program ]] || fail "there is neither $program nor $sources/build.sh; set INFER_PROGRAM to an inference program"
-  elif [[ ! -x $program || -n $(find "$sources" \( -path "$sources/out" -o -path "$sources/build" \) -prune \
-    -o -type f -newer "$program" -print -quit) ]]; then
-    # shellcheck disable=SC2016  # that is for the inner Bash
-    step build bash -c 'cd -- "$1" && exec bash build.sh' build "$sources"
-    [[ -x $program ]] || fail "$sources/build.sh has not made $program; see $PWD/build.log"
+  program=("$sources/out/main")
+  if [[ ! -x ${program[0]} || -n $(find "$sources" \( -path "$sources/out" -o -path "$sources/build" \) -prune \
+    -o -type f -newer "${program[0]}" -print -quit) ]]; then
+    step build bash "$sources/build.sh"
+    [[ -x ${program[0]} ]] || fail "$sources/build.sh has not made ${program[0]}; see $PWD/build.log"
   fi
 fi
-command -v -- "$program" >/dev/null || fail "INFER_PROGRAM $program is no program that can be run"
 
-mkdir -p result_Files time_Result
-old=$(find result_Files/ -maxdepth 1 -name '*_0.bin' -print -delete | wc -l)
-((old == 0)) || echo "removed $old results of an earlier run from $PWD/result_Files"
-step inference "$program" --model_path "$model" --dataset_path "$data" --device_target "${DEVICE_TARGET:-Ascend}" \
-  --device_id "$device" --output_dir "$PWD" "$@"
+step inference "${program[@]}" --model_path "$model" --dataset_path "$data" --device_target "${DEVICE_TARGET:-Ascend}" \
+  --device_id "$device" --output_dir "$PWD" "${preparation[@]}" "$@"
 
 run_logged "$PWD/acc.log" "$PYTHON" "$MODEL/postprocess.py" --result_dir "$PWD/result_Files" --label_file "$labels"

@@ -189,6 +189,8 @@ def test_infer(place, copy, backbone):
         ["a model.mindir", "resnest201", "imagenet", "image net"],
         ["a model.mindir", "resnest50", "cifar10", "image net"],
         ["a model.mindir", "imagenet", "image net", "0"],
+        ["a model.mindir", "resnest50", "imagenet", "image net", "--backend", "tensorflow"],
+        ["a model.mindir", "resnest50", "imagenet", "image net", "--backend"],
     ],
 )
 def test_wrong_arguments(place, words):
@@ -200,15 +202,12 @@ def test_wrong_arguments(place, words):
 
 
 def test_missing(place, copy):
-    """Images that were left out, no program, no model."""
+    """Images that were left out, no model."""
     script = copy / "scripts" / "run_infer_310.sh"
     words = ["a model.mindir", "resnest50", "imagenet", "image net"]
     result = infer(script, place, place / "program", *words, "--", "--leave", "2")
     assert result.returncode == 3
     assert "warning: 2 of 21 images have no result" in (place / "acc.log").read_text()
-    error = one_line_error(infer(script, place, "", *words))
-    assert "there is neither" in error and "ResNeSt/ascend310_infer/out/main nor" in error
-    assert not (place / "acc.log").exists()
     assert "no model" in one_line_error(infer(script, place, "", "no.mindir", *words[1:]))
 
 
@@ -222,9 +221,8 @@ def test_what_is_the_same_as_for_ddrnet():
 
     def steps(model):
         script = (ROOT / model / "scripts" / "run_infer_310.sh").read_text()
-        return script[script.index("\nneed_python\n") :].replace(' "${preparation[@]}"', "")
+        return script[script.index("\nneed_python\n") :]
 
     ours, theirs = functions("ResNeSt"), functions("DDRNet")
     assert len(ours) >= 8 and ours == {name: theirs[name] for name in ours}
-    script = (FOLDER / "scripts" / "run_infer_310.sh").read_text()
-    assert '"${preparation[@]}"' in script and steps("ResNeSt") == steps("DDRNet")
+    assert steps("ResNeSt") == steps("DDRNet")

@@ -1,0 +1,203 @@
+"""The Ascend 310 program in Python: the same model, images, flags and result files, run by MindSpore instead of Lite.
+
+For MINDIR files that are newer than the Lite release at hand, and to check one against the other. It takes images in
+class folders only. run_infer_310.sh starts it with `--backend mindspore`.
+"""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+import utils  # noqa: F401  (before mindspore)
+
+# isort: split
+import argparse
+import os
+
+import numpy as np
+from PIL import Image
+
+from utils.cli import Interrupt, Parser, UserError, check_writable, run, whole_file
+from utils.config import natural, positive
+from utils.images import MOST_PROCESSES, CorruptImages, Loader
+from utils.metrics import Progress, Throughput
+from utils.result_files import ENDING, INCOMPLETE, named_images
+
+MEAN = np.array([0.485, 0.456, 0.406])
+STD = np.array([0.229, 0.224, 0.225])
+# (3, 256): what each level of each channel becomes.
+NORMALISED = ((np.arange(256)[:, None] / 255 - MEAN) / STD).T.astype(np.float32)
+TIMES = "test_perform_static.txt"
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line, whose flags are those of the C++ program."""
+    parser = Parser(description="Logits of a MINDIR classifier for every image of a folder.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--model_path", type=Path, required=True, help="MINDIR file (no default)")
+    add("--dataset_path", type=Path, required=True, help="class folders of images, or a root with val/ (no default)")
+    add("--device_target", default="Ascend", choices=("CPU", "GPU", "Ascend"), help="device (default: %(default)s)")
+    add("--device_id", type=natural, default=0, help="number of the device (default: %(default)s)")
+    add("--resize", type=positive, default=256, help="side of the square to resize to (default: %(default)s)")
+    add("--crop", type=positive, default=224, help="side of its centre, which the model sees (default: %(default)s)")
+    add("--interpolation", default="bilinear", choices=FILTERS, help="Pillow's filter (default: %(default)s)")
+    add("--batch_size", type=positive, default=1, help="images in a call of the model (default: %(default)s)")
+    add("--num_threads", type=natural, default=os.cpu_count(), help="reading processes (default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("."), help="gets result_Files/ and time_Result/ (default: .)")
+    add("--resume", action="store_true", help="keep the results of an interrupted run (default: remove them)")
+    args = parser.parse_args()
+    if args.crop > args.resize:
+        parser.error(f"--crop {args.crop} is larger than --resize {args.resize}")
+    if args.num_threads > (most := MOST_PROCESSES * (os.cpu_count() or 1)):
+        parser.error(f"--num_threads {args.num_threads} is too much for this machine; at most {most}")
+    return args
+
+
+def prepare(path: Path, resize: int, crop: int, interpolation: str) -> np.ndarray:
+    """The image file `path` as float32 (3, crop, crop): the centre of its resized square, normalised.
+
+    Raises:
+        OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+    """
+    with Image.open(path) as image:
+        square = image.convert("RGB").resize((resize, resize), FILTERS[interpolation])
+    edge = round((resize - crop) / 2)
+    pixels = np.asarray(square)[edge : edge + crop, edge : edge + crop]
+    return np.stack([table[pixels[..., channel]] for channel, table in enumerate(NORMALISED)])
+
+
+class Network:
+    """A MINDIR classifier: images float32 (N, 3, S, S), N up to the batch size, to logits float32 (N, K).
+
+    Attributes:
+        classes: K.
+
+    Raises:
+        UserError: no such device, no such file, or its input or output is another.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        import mindspore as ms  # so late that the reading processes do not have it
+        from mindspore.train.mind_ir_pb2 import ModelProto
+
+        from utils.device import set_device
+        from utils.export import load_mindir
+
+        set_device(args.device_target, args.device_id)
+        self.tensor = ms.Tensor
+        self.cell = load_mindir(args.model_path)
+        # A graph takes other shapes than it was exported for, and may compute something; the file says which was meant.
+        model = ModelProto.FromString(args.model_path.read_bytes())
+        inputs = [tensor for parameter in model.graph.input for tensor in parameter.tensor]
+        wanted = [args.batch_size, 3, args.crop, args.crop]
+        exported = list(inputs[0].dims) if len(inputs) == 1 else []
+        if exported[:1] == [-1]:  # any number
+            exported[0] = args.batch_size
+        if exported != wanted or inputs[0].data_type != inputs[0].FLOAT:
+            raise UserError(
+                f"the input of {args.model_path} is {' and '.join(str(list(tensor.dims)) for tensor in inputs)}, but "
+                f"--batch_size and --crop make it {wanted} of float32; set them as it was exported"
+            )
+        self.batch = np.zeros(wanted, np.float32)
+        logits = self(self.batch)
+        if logits.ndim != 2 or len(logits) != args.batch_size:
+            raise UserError(f"{args.model_path} returns {logits.shape}, not logits of {args.batch_size} images")
+        self.classes = logits.shape[1]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.batch[: len(images)] = images
+        return self.cell(self.tensor(self.batch)).asnumpy().astype(np.float32)[: len(images)]
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Make the result folder ready: remove an earlier run's results, or with --resume see that they are of this one.
+
+    Raises:
+        UserError: they are not.
+    """
+    folder = args.output_dir / "result_Files"
+    old = [path for path in folder.iterdir() if path.name.endswith(ENDING)]
+    model = args.model_path.stat()
+    settings = (
+        f"MindSpore, model of {model.st_size} bytes and time {model.st_mtime_ns}, resize {args.resize}, "
+        f"crop {args.crop}, {args.interpolation}"
+    )
+    kept = folder / ".settings"
+    if args.resume:
+        before = kept.read_text() if kept.is_file() else "unknown"
+        if old and before != settings:
+            raise UserError(
+                f"{folder} is of another run ({before}, now {settings}); leave out --resume or set --output_dir to "
+                "another place"
+            )
+    else:
+        for path in (*old, args.output_dir / "time_Result" / TIMES):
+            path.unlink(missing_ok=True)
+        if old:
+            print(f"removed {len(old)} results of an earlier run from {folder}")
+    with whole_file(kept) as temporary:
+        temporary.write_text(settings)
+
+
+def infer() -> int:
+    """The program.
+
+    Returns:
+        the exit status: INCOMPLETE if images could not be read.
+    """
+    args = parse_arguments()
+    if not args.model_path.is_file():
+        raise UserError(f"there is no model {args.model_path}; export.py makes one")
+    names, folder = named_images(args.dataset_path)
+    for name in ("result_Files", "time_Result"):
+        check_writable(args.output_dir / name)
+    result = {row: args.output_dir / "result_Files" / f"{name}{ENDING}" for row, name in enumerate(names)}
+    view = partial(prepare, resize=args.resize, crop=args.crop, interpolation=args.interpolation)
+    shape = (3, args.crop, args.crop)
+    corrupt = CorruptImages(folder, strict=False)
+    workers = max(1, args.num_threads)
+    with Loader(folder, lambda path, row, epoch: view(path), shape, args.batch_size, workers) as loader:
+        interrupt = Interrupt()
+        interrupt.hint = "go on with --resume"
+        with interrupt.held():  # MindSpore would lose it while it compiles
+            network = Network(args)
+        if interrupt.asked:
+            raise KeyboardInterrupt(interrupt.hint)
+        begin(args)
+        size = network.classes * np.dtype(np.float32).itemsize
+        rows = [row for row, path in result.items() if not path.is_file() or path.stat().st_size != size]
+        print(f"{len(rows)} of {len(folder)} images to do, {network.classes} classes, {args.device_target}", flush=True)
+        milliseconds = []
+        meter = Throughput()
+        with Progress("inference", len(rows)) as progress:
+            for batch in loader.batches(rows):
+                for row in batch.corrupt:
+                    corrupt(row)
+                if len(batch.rows):
+                    start = time.perf_counter()
+                    logits = network(batch.images)
+                    milliseconds.append(1000 * (time.perf_counter() - start))
+                    for row, values in zip(batch.rows.tolist(), logits):
+                        with whole_file(result[row]) as temporary:
+                            temporary.write_bytes(values.tobytes())
+                    meter.update(len(batch.rows))
+                progress.update(len(batch.rows) + len(batch.corrupt))
+    print(f"{meter.images} images, {len(corrupt.rows)} skipped, {meter.rate():.1f} images/s")
+    if milliseconds:
+        with whole_file(args.output_dir / "time_Result" / TIMES) as temporary:
+            temporary.write_text(
+                f"images: {meter.images}\nskipped: {len(corrupt.rows)}\nbatch_size: {args.batch_size}\n"
+                f"inference of a batch, mean ms: {np.mean(milliseconds):.6g}\n"
+                f"inference of a batch, p50 ms: {np.percentile(milliseconds, 50):.6g}\n"
+                f"inference of a batch, p99 ms: {np.percentile(milliseconds, 99):.6g}\n"
+                f"images/s end to end: {meter.rate():.6g}\n"
+            )
+    return INCOMPLETE if corrupt.rows else 0
+
+
+if __name__ == "__main__":
+    run(infer)
