@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--interpolation", default="bilinear", choices=FILTERS, help="Pillow's filter (default: %(default)s)")
     add("--batch_size", type=positive, default=1, help="images in a call of the model (default: %(default)s)")
     add("--num_threads", type=natural, default=os.cpu_count(), help="reading processes (default: %(default)s)")
+    add("--model_threads", type=natural, default=0, help="threads of the model; 0: MindSpore's choice (default: 0)")
     add("--output_dir", type=Path, default=Path("."), help="gets result_Files/ and time_Result/ (default: .)")
     add("--resume", action="store_true", help="keep the results of an interrupted run (default: remove them)")
     args = parser.parse_args()
@@ -87,6 +88,8 @@ class Network:
         from utils.device import set_device
         from utils.export import load_mindir
 
+        if args.model_threads:
+            ms.set_context(runtime_num_threads=args.model_threads)
         set_device(args.device_target, args.device_id)
         self.tensor = ms.Tensor
         self.cell = load_mindir(args.model_path)

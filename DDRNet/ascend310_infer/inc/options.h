@@ -15,6 +15,7 @@ struct Options {
   Filter interpolation = Filter::kBilinear;
   int batch_size = 1;
   int num_threads;
+  int model_threads = 0;
   std::string output_dir = ".";
   bool resume = false;
   bool help = false;

@@ -56,6 +56,7 @@ std::string Reason(const mindspore::Status& status) {
 
 std::shared_ptr<mindspore::Context> MakeContext(const Options& options) {
   auto context = std::make_shared<mindspore::Context>();
+  if (options.model_threads) context->SetThreadNum(options.model_threads);
   if (options.device_target == "Ascend") {
     auto device = std::make_shared<mindspore::AscendDeviceInfo>();
     device->SetDeviceID(static_cast<uint32_t>(options.device_id));

@@ -70,6 +70,8 @@ Options ParseOptions(int argc, const char* const* argv) {
       options.batch_size = Number(flag, value, 1, 4096);
     } else if (flag == "--num_threads") {
       options.num_threads = Number(flag, value, 0, 16 * Cores());
+    } else if (flag == "--model_threads") {
+      options.model_threads = Number(flag, value, 0, 16 * Cores());
     } else if (flag == "--output_dir") {
       options.output_dir = value;
     } else {
@@ -100,6 +102,7 @@ std::string Help() {
          "  --num_threads N         decoding threads; 0 decodes and infers by turns (default: one per core, " +
          std::to_string(Cores()) +
          ")\n"
+         "  --model_threads N       threads of the model on the CPU; 0 leaves it to MindSpore Lite (default: 0)\n"
          "  --output_dir FOLDER     gets result_Files/ and time_Result/ (default: .)\n"
          "  --resume                keep the results of an interrupted run and compute what is missing\n"
          "Exit status: 0; 2 cannot run; 3 done, but images were skipped; 130 interrupted.\n";
