@@ -18,16 +18,18 @@ import mindspore as ms
 from mindspore.communication import get_group_size, get_rank, init
 from src.checkpoints import Description, load
 from src.config import SETTINGS, architecture_of, load_config
-from src.dataset import evaluation_loader, training_batches, training_loader
+from src.dataset import EvalTransform, controller_images, evaluation_loader, training_batches, training_loader
 from src.trainer import (
     DynamicLoss,
     EvaluateAndKeepBest,
     TrainOneStep,
+    even_controller,
     learning_rates,
     load_state,
     make_optimizer,
     read_state,
     save_state,
+    start_controller,
     step_noise,
 )
 
@@ -75,15 +77,20 @@ def train(args, output, train_loader, val_loader) -> int:
     ms.set_seed(args.seed)
     architecture = architecture_of(args)
     network = architecture.network()
+    dynamic = architecture.decisions > 0
+    even_epochs = args.even_epochs if dynamic else 0
     if args.resume is None and args.ckpt_path is not None:
         left_out = load(network, architecture, args.ckpt_path, args.finetune)
         if left_out:
             say(f"not loaded from {args.ckpt_path}, trained from nothing: {', '.join(left_out)}")
+        if "fc2.weight" not in left_out:
+            even_epochs = 0  # the controller has learnt already
+    if even_epochs:
+        even_controller(network)
     steps = len(train_loader.folder) // (args.batch_size * devices)
     rates = learning_rates(args.lr, args.lr_steps, args.lr_gamma, args.warmup_epochs, args.epochs, steps)
-    optimizer = make_optimizer(network.trainable_params(), float(rates[0]), args.momentum, args.weight_decay)
+    optimizer = make_optimizer(network, float(rates[0]), args.momentum, args.weight_decay)
     network.set_train(True)
-    dynamic = architecture.decisions > 0
     budget = (args.bit_budget, args.penalty, args.temperature) if dynamic else ()
     train_step = TrainOneStep(DynamicLoss(network, architecture.bits, *budget, devices=devices), optimizer, devices)
     say(f"{device} x {devices}, {len(train_loader.folder)} training and {len(val_loader.folder)} validation images")
@@ -97,13 +104,13 @@ def train(args, output, train_loader, val_loader) -> int:
     going_on = f"go on with --resume {output / 'resume.ckpt'}"
     state_file = output / "resume.ckpt"
     best_file = output / ("resnet18.ckpt" if args.stage == "float" else "resnet18_dq.ckpt")
-    position = {"epoch": 0, "step": 0, "loss": 0.0, "bits": 0.0, "rows": [], "best": None}
+    position = {"epoch": 0, "step": 0, "loss": 0.0, "bits": 0.0, "rows": [], "best": None, "even_epochs": even_epochs}
     if args.resume is not None:
         position = load_state(args.resume, network, optimizer, settings)
         say(f"going on after step {position['step']} of epoch {position['epoch'] + 1}")
         if rank == 0 and position["best"] is not None:
             copy_best(Path(args.resume).with_name(best_file.name), best_file)
-    rows = position["rows"]
+    rows, even_epochs = position["rows"], position["even_epochs"]
     interrupt = Interrupt()
     evaluate = EvaluateAndKeepBest(
         network,
@@ -122,6 +129,7 @@ def train(args, output, train_loader, val_loader) -> int:
     def save(epoch: int, step: int, loss: float, bits: float) -> None:
         train_step.synchronise()
         here = {"epoch": epoch, "step": step, "loss": loss, "bits": bits, "rows": rows, "best": evaluate.best}
+        here["even_epochs"] = even_epochs
         if rank == 0:
             save_state(state_file, network, optimizer, settings, here)
         interrupt.hint = going_on
@@ -133,6 +141,11 @@ def train(args, output, train_loader, val_loader) -> int:
         first, loss, bits = 0, 0.0, 0.0
         if epoch == position["epoch"]:
             first, loss, bits = position["step"], position["loss"], position["bits"]
+        if even_epochs and epoch == even_epochs and first == 0:
+            transform = EvalTransform(args.image_size, args.resize_size)
+            start_controller(network, controller_images(train_loader.folder, transform), args.seed)
+        if dynamic:
+            train_step.controller_lr_ratio = 0.0 if epoch < even_epochs else args.controller_lr_ratio
         meter = Throughput()
         batches = training_batches(train_loader, args, epoch, first, rank, devices)
         bar = Progress(f"epoch {epoch + 1}/{args.epochs}", steps * images, first * images, show=rank == 0)
@@ -165,7 +178,7 @@ def train(args, output, train_loader, val_loader) -> int:
         if dynamic:
             row["train_bits"] = bits / steps
             line += f", {row['train_bits']:.2f} bits"
-        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
+        if epoch >= even_epochs and ((epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs):
             tested = evaluate(epoch + 1)
             row |= {"val_loss": tested.mean_loss(), "top1": tested.top(), "top5": tested.top(1)}
             line += f"; validation loss {tested.mean_loss():.4f}, top-1 {tested.top():.2%}, top-5 {tested.top(1):.2%}"

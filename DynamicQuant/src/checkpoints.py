@@ -150,10 +150,14 @@ def kind_of(names: set[str]) -> str:
 
 def _describe(path: str | Path, stored: Mapping[str, np.ndarray], facts: str | None) -> Description:
     if facts is not None:
-        told = json.loads(facts)
-        architecture = Architecture(**told.pop("architecture"))
-        classes = told["classes"]
-        return Description(architecture, told["resize_size"], classes and tuple(classes))
+        try:
+            told = json.loads(facts)
+            classes = told["classes"]
+            return Description(Architecture(**told["architecture"]), told["resize_size"], classes and tuple(classes))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path} tells of a network that this version does not know ({error}); give one of its train.py"
+            ) from error
     num_classes = len(stored[CLASSIFIER[1]])
     if "fc1.weight" not in stored:
         return Description(Architecture(FLOAT, num_classes=num_classes), default_resize(224), None)

@@ -74,6 +74,10 @@ SETTINGS = {
     "momentum": Setting("momentum; 0: plain gradient descent", below_one, STAGES),
     "weight_decay": Setting("weight decay of all parameters", not_negative, STAGES),
     "bit_budget": Setting("mean bits that cost nothing; none: the target", optional(above_zero), QUANTIZE),
+    "even_epochs": Setting(
+        "epochs at the start in which bits are drawn evenly; a new controller starts after them", natural, QUANTIZE
+    ),
+    "controller_lr_ratio": Setting("the controller's learning rate as a part of the others'", above_zero, QUANTIZE),
     "penalty": Setting("loss for each bit that the mean is above the budget", not_negative, QUANTIZE),
     "temperature": Setting("temperature of the Gumbel-Softmax", above_zero, QUANTIZE),
     "crop_scale": Setting("range of the random crop's share of the area", above_zero, STAGES, many=True),
@@ -117,8 +121,10 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
     args.resize_size = args.resize_size or default_resize(args.image_size)
     if args.resize_size < args.image_size:
         raise UserError(f"a crop of {args.image_size} pixels does not fit into --resize_size {args.resize_size}")
-    if args.stage == "quantize" and args.bit_budget is None:
-        args.bit_budget = float(args.target_bits)
+    if args.stage == "quantize":
+        args.bit_budget = args.bit_budget or float(args.target_bits)
+        if args.even_epochs >= args.epochs:
+            raise UserError(f"--even_epochs {args.even_epochs} leaves none of --epochs {args.epochs} to the controller")
     try:
         architecture_of(args)
     except ValueError as error:

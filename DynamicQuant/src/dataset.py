@@ -5,6 +5,7 @@ epoch, image). So it does not depend on the number of reading processes or on in
 """
 
 import argparse
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from utils.cli import UserError
-from utils.images import ImageFolder, Loader, epoch_rows
+from utils.images import UNREADABLE, ImageFolder, Loader, epoch_rows
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -22,7 +23,7 @@ STD = np.array([0.229, 0.224, 0.225])
 NORMALISED = ((np.arange(256)[:, None] / 255 - MEAN) / STD).T.astype(np.float32)
 
 # What a stream of random numbers is for: third part of its seed. (0 is the order, in `epoch_rows`.)
-AUGMENT, GUMBEL = 1, 2
+AUGMENT, GUMBEL, CONTROLLER = 1, 2, 3
 
 
 def normalise(image: Image.Image) -> np.ndarray:
@@ -165,3 +166,18 @@ def training_batches(
             raise UserError(f"no image of a whole batch can be read, the first is {path}; is the data set damaged?")
         filled = np.resize(np.arange(len(batch.rows)), args.batch_size)
         yield batch.images[filled], batch.labels[filled], batch.corrupt
+
+
+def controller_images(folder: ImageFolder, transform: EvalTransform, count: int = 128) -> np.ndarray:
+    """Up to `count` images spread evenly over `folder`, float32 (n, 3, S, S): the same ones on every device.
+
+    Raises:
+        UserError: none of them can be read.
+    """
+    images = []
+    for row in np.linspace(0, len(folder) - 1, min(count, len(folder))).astype(int):
+        with contextlib.suppress(*UNREADABLE):  # training names them
+            images.append(transform(folder.paths[row]))
+    if not images:
+        raise UserError(f"none of {count} training images can be read; is the data set damaged?")
+    return np.stack(images)

@@ -20,10 +20,17 @@ def levels(bits: int) -> int:
     return 2**bits - 1
 
 
-def round_through(x: Tensor) -> Tensor:
-    """`x` rounded to whole numbers, with the gradient of the identity."""
-    # The difference is exact in float32, and so is the sum.
-    return x + ops.stop_gradient(ops.round(x) - x)
+class RoundThrough(nn.Cell):
+    """Rounds float32 of any shape to whole numbers, with the gradient of the identity."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.round(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        return (dout,)
+
+
+round_through = RoundThrough()
 
 
 def weight_positions(weight: Tensor) -> Tensor:
@@ -40,7 +47,8 @@ def quantize_weight(weight: Tensor, positions: Tensor, bits: int) -> Tensor:
     if bits > 1:
         return 2 * (round_through(positions * levels(bits)) / levels(bits)) - 1
     signs = 2 * (weight >= 0).astype(weight.dtype) - 1
-    return weight + ops.stop_gradient(signs * ops.abs(weight).mean() - weight)
+    # The first difference is 0, so that the sum is the second term to the last bit.
+    return (weight - ops.stop_gradient(weight)) + ops.stop_gradient(signs * ops.abs(weight).mean())
 
 
 def weight_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -72,9 +80,7 @@ class DoReFaActivation(nn.Cell):
         return ops.minimum(ops.relu(x), 1.0)
 
     def round(self, x: Tensor, bits: int) -> Tensor:
-        x = x * levels(bits)
-        x = round_through(x) if self.training else ops.round(x)
-        return x / levels(bits)
+        return round_through(x * levels(bits)) / levels(bits)
 
     def construct(self, x: Tensor, bits: int) -> Tensor:
         return self.round(x, bits)
@@ -91,7 +97,9 @@ class PACTActivation(DoReFaActivation):
         return 0.5 * (ops.abs(x) - ops.abs(x - self.alpha) + self.alpha)
 
     def construct(self, x: Tensor, bits: int) -> Tensor:
-        return self.round(x / self.alpha, bits) * self.alpha
+        # alpha learns through the clipping alone (equation 3).
+        alpha = ops.stop_gradient(self.alpha)
+        return self.round(x / alpha, bits) * alpha
 
 
 def activation(quant: str) -> DoReFaActivation:

@@ -11,10 +11,10 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
 from src.checkpoints import Description, save
-from src.dataset import GUMBEL
+from src.dataset import CONTROLLER, GUMBEL
 from src.evaluation import Evaluation, SumOverDevices, evaluate
 from src.gumbelsoftmax import GumbelSoftmax, gumbel_noise
-from src.inference import Predictor
+from src.inference import Front, Predictor
 from src.resnet import Architecture, ResNet
 from utils.checkpoint import load_strictly, read_checkpoint, save_checkpoint
 from utils.cli import Interrupt, UserError
@@ -23,6 +23,7 @@ from utils.images import CorruptImages, Loader
 STATE = "state"  # the text in a training state beside the parameters
 # An epoch whose mean bits exceed the budget by more than this is best only if no other epoch keeps to it.
 TOLERANCE = 0.05
+SPREAD = 2.0  # of the scores of a new controller; their noise has a deviation of 1.3
 
 
 def learning_rates(
@@ -39,9 +40,56 @@ def learning_rates(
     return np.where(step < warmup, rates * (step + 1) / max(warmup, 1), rates).astype(np.float32)
 
 
-def make_optimizer(weights: Sequence[Parameter], lr: float, momentum: float, weight_decay: float) -> nn.Optimizer:
-    """Gradient descent with momentum. Its learning rate is a parameter, which the training sets before every step."""
-    return nn.SGD(list(weights), lr, momentum, weight_decay=weight_decay)
+def make_optimizer(
+    network: ResNet, lr: float, momentum: float, weight_decay: float, controller_lr_ratio: float = 1.0
+) -> nn.Optimizer:
+    """Gradient descent with momentum for all parameters; the controller's learning rate is that ratio of the others'.
+
+    `TrainOneStep` sets the rates before every step.
+    """
+    groups = [[], []]
+    for parameter in network.trainable_params():
+        groups[parameter.name.startswith(("fc1.", "fc2."))].append(parameter)
+    rates = (lr, lr * controller_lr_ratio)
+    return nn.SGD(
+        [{"params": params, "lr": rate} for params, rate in zip(groups, rates) if params],
+        lr,
+        momentum,
+        weight_decay=weight_decay,
+    )
+
+
+def even_controller(network: ResNet) -> None:
+    """Make all scores 0, so that every bit-width is sampled equally often."""
+    for parameter in (network.fc2.weight, network.fc2.bias):
+        parameter.set_data(ops.zeros_like(parameter))
+
+
+def start_controller(network: ResNet, images: np.ndarray, seed: int) -> None:
+    """Give the controller scores that differ between images: over these, each has mean 0 and deviation SPREAD.
+
+    With a usual initialisation, what all images have in common is so much larger that it decides alike for all of them.
+    So the first layer leaves out the direction of the mean input, and the second is drawn from `seed` and scaled.
+
+    Args:
+        images: float32 (N, 3, S, S), the same on every device.
+    """
+    network.set_train(False)
+    features, _ = Front(network)(Tensor(images))
+    inputs = network.avg_pool(features).flatten(start_dim=1).asnumpy()
+    network.set_train(True)
+    mean = inputs.mean(0)
+    first = network.fc1.weight.asnumpy()
+    first = first - np.outer(first @ mean, mean) / (mean @ mean)
+    second = np.random.default_rng([seed, CONTROLLER]).standard_normal(network.fc2.weight.shape)
+    scores = (inputs @ first.T + network.fc1.bias.asnumpy()) @ second.T
+    scale = SPREAD / np.maximum(scores.std(0), 1e-6)
+    for parameter, value in (
+        (network.fc1.weight, first),
+        (network.fc2.weight, second * scale[:, None]),
+        (network.fc2.bias, -scores.mean(0) * scale),
+    ):
+        parameter.set_data(Tensor(value.astype(np.float32)))
 
 
 class DynamicLoss(nn.Cell):
@@ -158,8 +206,11 @@ class TrainOneStep:
         devices: number of devices.
     """
 
-    def __init__(self, loss: DynamicLoss, optimizer: nn.Optimizer, devices: int = 1):
+    def __init__(self, loss: DynamicLoss, optimizer: nn.Optimizer, devices: int = 1, controller_lr_ratio: float = 1.0):
         self.optimizer = optimizer
+        self.controller_lr_ratio = controller_lr_ratio
+        # The optimizer lists a rate for every weight; those of a group are one parameter.
+        self.rates = list({rate.name: rate for rate in optimizer.learning_rate}.values())
         self.devices = devices
         weights = optimizer.parameters
         gradients = ParameterTuple(
@@ -187,7 +238,8 @@ class TrainOneStep:
                 f"the loss is {loss / self.devices} and its gradients are {'' if np.isfinite(squares) else 'not '}"
                 "finite; training has diverged, start again with a lower --lr or more --warmup_epochs"
             )
-        self.optimizer.learning_rate.set_data(Tensor(lr, ms.float32))
+        for rate, ratio in zip(self.rates, (1.0, self.controller_lr_ratio)):
+            rate.set_data(Tensor(lr * ratio, ms.float32))
         self.update()
         return StepResult(loss / self.devices, bits / self.devices, interrupts > 0)
 

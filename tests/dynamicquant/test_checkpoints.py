@@ -1,0 +1,247 @@
+"""Every kind of checkpoint, and one line for every file that does not fit."""
+
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from golden.recipe import images, value
+from mindspore import Tensor
+from src.checkpoints import Description, describe, load, save
+from src.resnet import Architecture
+
+from utils.checkpoint import save_checkpoint
+from utils.cli import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CONTROLLER = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+SMALL = {"num_classes": 7, "image_size": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def values(network) -> dict[str, np.ndarray]:
+    return {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], **facts: str) -> Path:
+    save_checkpoint([ms.Parameter(Tensor(array), name=name) for name, array in arrays.items()], path, facts)
+    return path
+
+
+def listed(name: str) -> dict[str, np.ndarray]:
+    """The recipe's values under the names of a published checkpoint."""
+    return {name: value(name, shape) for name, shape in json.loads((GOLDEN / f"{name}.json").read_text())}
+
+
+def own(path: Path, architecture: Architecture, resize_size: int = 36, classes: str = "abcdefg") -> Path:
+    """A checkpoint of this project with the recipe's weights."""
+    network = architecture.network()
+    for parameter in network.get_parameters():
+        parameter.set_data(Tensor(value(parameter.name, parameter.shape)))
+    save(network, path, Description(architecture, resize_size, tuple(classes)))
+    return path
+
+
+def loaded(architecture: Architecture, path: Path, **options) -> tuple[dict[str, np.ndarray], set[str]]:
+    """The parameters after loading, and those that were left out. What the network then has must be the file's."""
+    network = architecture.network()
+    before = values(network)
+    left_out = set(load(network, architecture, path, **options))
+    after = values(network)
+    for name, array in after.items():
+        wanted = before[name] if name in left_out else value(name, array.shape)
+        np.testing.assert_array_equal(array, wanted, err_msg=name)
+    return after, left_out
+
+
+def refused(architecture: Architecture, path: Path, **options) -> str:
+    """The message of the UserError, which is one line; the network must be as before."""
+    network = architecture.network()
+    before = values(network)
+    with pytest.raises(UserError) as caught:
+        load(network, architecture, path, **options)
+    assert all(np.array_equal(array, before[name]) for name, array in values(network).items())
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    return {
+        "published": write(folder / "published.ckpt", listed("dynamicquant_parameters")),
+        "float": own(folder / "float.ckpt", Architecture("none", **SMALL)),
+        "image": own(folder / "image.ckpt", Architecture(**SMALL)),
+        "pact": own(folder / "pact.ckpt", Architecture("pact", **SMALL)),
+        "layer": own(folder / "layer.ckpt", Architecture(granularity="layer", **SMALL)),
+        "large": own(folder / "large.ckpt", Architecture(num_classes=7, image_size=56), 64),
+    }
+
+
+def test_the_published_checkpoint_loads_and_is_described(files):
+    description = describe(files["published"])
+    assert description == Description(Architecture("dorefa", 4, 3, "image", 1000, 224), 256, None)
+    _, left_out = loaded(description.architecture, files["published"])
+    assert not left_out
+
+
+def test_own_checkpoints_come_back_with_what_they_are_of(files):
+    for name, architecture in {
+        "float": Architecture("none", **SMALL),
+        "pact": Architecture("pact", **SMALL),
+        "layer": Architecture(granularity="layer", **SMALL),
+    }.items():
+        assert describe(files[name]) == Description(architecture, 36, tuple("abcdefg"))
+        assert loaded(architecture, files[name])[1] == set()
+
+
+@pytest.fixture(scope="module")
+def torch_file(tmp_path_factory):
+    """A ResNet-18 in PyTorch with the recipe's weights, and its state_dict as torchvision's would be saved."""
+    torch = pytest.importorskip("torch")
+    from dynamicquant.torch_resnet import ResNet18
+
+    network = ResNet18(7).eval()
+    state = {
+        name: torch.tensor(value(name, tensor.shape)) if tensor.is_floating_point() else torch.tensor(3)
+        for name, tensor in network.state_dict().items()
+    }
+    network.load_state_dict(state)
+    path = tmp_path_factory.mktemp("torch") / "resnet18-f37072fd.pth"
+    torch.save(network.state_dict(), path)
+    return network, path
+
+
+def test_a_torch_file_gives_the_float_network_the_logits_of_pytorch(torch_file):
+    import torch
+
+    theirs, path = torch_file
+    assert describe(path) == Description(Architecture("none", num_classes=7), 256, None)
+    architecture = Architecture("none", **SMALL)
+    network = architecture.network().set_train(False)
+    assert load(network, architecture, path) == []
+    batch = images(3, 32, 0)
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(batch)).numpy()
+    np.testing.assert_allclose(network(Tensor(batch)).asnumpy(), wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("quant", ["dorefa", "pact"])
+def test_a_float_network_starts_a_quantized_one(files, torch_file, quant):
+    """The controller and PACT's maxima keep what they begin with."""
+    architecture = Architecture(quant, **SMALL)
+    wanted = {*CONTROLLER, *(name for name in values(architecture.network()) if name.endswith(".alpha"))}
+    after, left_out = loaded(architecture, files["float"])
+    assert left_out == wanted and sum(name.endswith(".alpha") for name in wanted) == (19 if quant == "pact" else 0)
+    network = architecture.network()
+    assert set(load(network, architecture, torch_file[1])) == wanted
+    theirs = {name: tensor.numpy() for name, tensor in torch_file[0].state_dict().items()}
+    after = values(network)
+    np.testing.assert_array_equal(after["layer3.0.downsample.0.weight"], theirs["layer3.0.downsample.0.weight"])
+    np.testing.assert_array_equal(after["layer4.1.bn2.gamma"], theirs["layer4.1.bn2.weight"])
+    np.testing.assert_array_equal(after["bn1.moving_variance"], theirs["bn1.running_var"])
+
+
+def test_other_decisions_other_bits_and_other_sizes_get_a_new_controller(files):
+    for architecture, name in (
+        (Architecture(granularity="layer", **SMALL), "image"),
+        (Architecture(**SMALL), "layer"),
+        (Architecture(target_bits=5, **SMALL), "image"),
+        (Architecture(num_bits=5, **SMALL), "image"),
+        (Architecture(**SMALL), "large"),
+    ):
+        assert loaded(architecture, files[name])[1] == set(CONTROLLER), (architecture, name)
+    assert loaded(Architecture(num_bits=1, **SMALL), files["image"])[1] == set()
+    # 32 and 40 pixels have the same windows.
+    assert loaded(Architecture(num_classes=7, image_size=40), files["image"])[1] == set()
+
+
+def test_finetuning_starts_with_a_new_classifier(files):
+    five = {"num_classes": 5, "image_size": 32}
+    for name, quant in (("float", "none"), ("image", "dorefa")):
+        assert loaded(Architecture(quant, **five), files[name], finetune=True)[1] == {"fc.weight", "fc.bias"}
+    left_out = loaded(Architecture(**five), files["float"], finetune=True)[1]
+    assert left_out == {"fc.weight", "fc.bias", *CONTROLLER}
+    message = refused(Architecture(**five), files["float"])
+    assert "has 7 classes, the network 5; set --num_classes 7, or --finetune" in message
+
+
+def test_files_of_another_quantizer_are_refused(files):
+    assert "set --quant pact" in refused(Architecture(**SMALL), files["pact"])
+    assert "set --quant dorefa" in refused(Architecture("pact", **SMALL), files["image"])
+    assert "start from a float checkpoint" in refused(Architecture("none", **SMALL), files["image"])
+
+
+def test_missing_surplus_and_misshapen_parameters_are_named(files, tmp_path):
+    whole = listed("dynamicquant_parameters")
+    architecture = Architecture()
+    for change, wanted in (
+        (lambda a: a.pop("layer3.0.bn1.gamma"), "1 parameters missing: layer3.0.bn1.gamma"),
+        (lambda a: a.pop("fc2.weight"), "1 parameters missing: fc2.weight"),
+        (lambda a: [a.pop(f"layer2.0.bn{n}.{w}") for n in (1, 2) for w in ("gamma", "beta")], "4 parameters missing"),
+        (lambda a: a.update(head=np.ones(3, np.float32)), "1 parameters surplus: head"),
+        (lambda a: a.update({"layer1.0.conv1.bias": np.ones(64, np.float32)}), "surplus: layer1.0.conv1.bias"),
+        (lambda a: a.update({"bn1.beta": np.ones(32, np.float32)}), "bn1.beta is (32,) in the file and (64,)"),
+    ):
+        arrays = dict(whole)
+        change(arrays)
+        assert wanted in refused(architecture, write(tmp_path / "wrong.ckpt", arrays))
+
+
+def test_a_controller_that_nobody_described_is_refused(tmp_path):
+    arrays = listed("dynamicquant_parameters")
+    arrays["fc2.weight"], arrays["fc2.bias"] = np.ones((5, 64), np.float32), np.ones(5, np.float32)
+    message = refused(Architecture(num_bits=5), write(tmp_path / "five.ckpt", arrays))
+    assert "its controller of 4096 inputs and 5 outputs is not the published one" in message
+
+
+@pytest.mark.parametrize(
+    "facts", ["no JSON", "[]", "{}", '{"architecture": {"quant": "lsq"}, "resize_size": 36, "classes": null}']
+)
+def test_a_file_that_tells_of_an_unknown_network_is_refused(tmp_path, facts):
+    path = write(tmp_path / "odd.ckpt", listed("dynamicquant_parameters"), architecture=facts)
+    with pytest.raises(UserError, match="tells of a network that this version does not know"):
+        describe(path)
+
+
+def test_files_of_other_models_are_named(files, tmp_path):
+    torch_resnet = {name: array for name, array in listed("resnest50_torch").items()}
+    deeper = {**listed("dynamicquant_parameters"), "layer1.0.conv3.weight": np.ones((256, 64, 1, 1), np.float32)}
+    rows = [
+        (listed("ddrnet23_parameters"), "a DDRNet-23"),
+        (listed("drnet_classifier"), "a DRNet"),
+        (listed("drnet_predictor"), "a DRNet"),
+        (torch_resnet, "a ResNeSt"),
+        (deeper, "a deeper ResNet"),
+        ({"accum.conv1.weight": np.ones(3, np.float32)}, "a training state (resume.ckpt, for --resume)"),
+        ({"x": np.ones(3, np.float32)}, "another network"),
+    ]
+    for arrays, wanted in rows:
+        path = write(tmp_path / "other.ckpt", arrays)
+        with pytest.raises(UserError, match="looks like") as caught:
+            describe(path)
+        assert wanted in str(caught.value) and str(path) in str(caught.value), (wanted, caught.value)
+
+
+def test_damaged_and_missing_files_are_refused(files, tmp_path):
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(files["image"].read_bytes()[:100000])
+    flipped = bytearray(files["image"].read_bytes())
+    flipped[len(flipped) // 2] ^= 16
+    (tmp_path / "flipped.ckpt").write_bytes(flipped)
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "no.txt").write_bytes(b"text")
+    for name, wanted in (
+        ("cut.ckpt", "truncated"),
+        ("flipped.ckpt", "damaged"),
+        ("cut.pth", "truncated"),
+        ("no.txt", "does not end in .ckpt"),
+        ("none.ckpt", "no checkpoint at"),
+    ):
+        with pytest.raises(UserError, match=wanted):
+            describe(tmp_path / name)
