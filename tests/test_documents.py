@@ -26,6 +26,7 @@ SHORTER = {
     "make demo": 'make demo SAMPLE="--images 4" TRAIN="--epochs 1 --batch_size 8"',
     "--output data/digits": "--output data/digits --images 4",
     "python train.py": "python train.py --epochs 1 --batch_size 8",
+    "--stage quantize": "--stage quantize --even_epochs 0",
     "--output data/sample64": "--output data/sample64 --images 4",
     "$config --epochs 1": "$config --epochs 1 --batch_size 8",
 }

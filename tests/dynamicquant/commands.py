@@ -49,4 +49,5 @@ def accuracy(output: str, path: Path) -> float:
 def train(stage: str, data: Path, output: Path, *words) -> list:
     """A command that trains for one epoch of five steps."""
     flags = ["--stage", stage, *SAMPLE, "--data_path", data, "--output_dir", output, "--device_target", "CPU"]
+    flags += ["--even_epochs", "0"] if stage == "quantize" else []
     return ["train.py", *flags, "--batch_size", "8", "--warmup_epochs", "0", "--epochs", "1", *words]

@@ -274,6 +274,7 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         ("float", ["--crop_ratio", "2", "1"], "--crop_ratio takes two rising numbers"),
         ("float", ["--crop_scale", "0.5", "2"], "cannot be larger than the image"),
         ("float", ["--warmup_epochs", "200"], "longer than --epochs"),
+        ("quantize", ["--even_epochs", "110"], "leaves none of --epochs 110 to the controller"),
         ("float", ["--finetune"], "--finetune starts from a checkpoint"),
         ("quantize", ["--target_bits", "1"], "--target_bits 1 --num_bits 3: 3 bit-widths around 1 are 0 to 2"),
         ("quantize", ["--target_bits", "9"], "9 is not a whole number from 1 to 8"),

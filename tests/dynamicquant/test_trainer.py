@@ -254,10 +254,10 @@ def test_a_new_controller_tells_images_apart():
     """Each score has mean 0 and the given deviation over the images, and no other parameter moves."""
     network = tiny.network(tiny.architecture("dorefa", "layer"))
     before = {p.name: p.asnumpy().copy() for p in network.get_parameters()}
-    start_controller(network, IMAGES)
+    start_controller(network, IMAGES, 0)
     assert network.training
     moved = {p.name for p in network.get_parameters() if not np.array_equal(p.asnumpy(), before[p.name])}
-    assert moved == {"fc2.weight", "fc2.bias"}
+    assert moved == {"fc1.weight", "fc2.weight", "fc2.bias"}
     scores = Front(network.set_train(False))(Tensor(IMAGES))[1].asnumpy()
     np.testing.assert_allclose(scores.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(scores.std(0), SPREAD, rtol=1e-4)
