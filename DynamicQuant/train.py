@@ -77,6 +77,9 @@ def train(args, output, train_loader, val_loader) -> int:
     ms.set_seed(args.seed)
     architecture = architecture_of(args)
     network = architecture.network()
+    if args.stage == "quantize":
+        # Else `layer1` would learn at its own rate what the controller is to learn at a lower one.
+        network.controller_gradient = min(args.controller_lr_ratio, 1.0)
     dynamic = architecture.decisions > 0
     even_epochs = args.even_epochs if dynamic else 0
     if args.resume is None and args.ckpt_path is not None:

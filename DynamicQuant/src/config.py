@@ -77,7 +77,9 @@ SETTINGS = {
     "even_epochs": Setting(
         "epochs at the start in which bits are drawn evenly; a new controller starts after them", natural, QUANTIZE
     ),
-    "controller_lr_ratio": Setting("the controller's learning rate as a part of the others'", above_zero, QUANTIZE),
+    "controller_lr_ratio": Setting(
+        "the controller's learning rate, and its gradient in layer1, as a part of the others'", above_zero, QUANTIZE
+    ),
     "penalty": Setting("loss for each bit that the mean is above the budget", not_negative, QUANTIZE),
     "temperature": Setting("temperature of the Gumbel-Softmax", above_zero, QUANTIZE),
     "crop_scale": Setting("range of the random crop's share of the area", above_zero, STAGES, many=True),

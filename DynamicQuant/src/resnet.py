@@ -112,6 +112,7 @@ class ResNet(nn.Cell):
         super().__init__()
         self.decisions = decisions
         self.candidates = candidates
+        self.controller_gradient = 1.0  # the part of the controller's gradient that goes on into `layer1`
         self.conv1 = Conv2d(3, WIDTHS[0], 7, 2)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.max_pool = MaxPool()
@@ -137,7 +138,11 @@ class ResNet(nn.Cell):
             x = block(x, None)
         scores = None
         if self.decisions:
-            scores = self.fc2(self.fc1(self.avg_pool(x).flatten(start_dim=1)))
+            seen = x
+            if self.controller_gradient < 1:
+                fixed = ops.stop_gradient(x)
+                seen = fixed + self.controller_gradient * (x - fixed)
+            scores = self.fc2(self.fc1(self.avg_pool(seen).flatten(start_dim=1)))
             scores = scores.reshape(-1, self.decisions, self.candidates)
         return x, scores
 

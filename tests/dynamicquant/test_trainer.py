@@ -4,12 +4,13 @@ import json
 from functools import partial
 
 import mindspore as ms
+import mindspore.nn as nn
 import numpy as np
 import pytest
 import src.resnet as resnet
 from conftest import ROOT, run_script
 from dynamicquant import tiny
-from mindspore import Tensor
+from mindspore import ParameterTuple, Tensor, ops
 from PIL import Image
 from src.checkpoints import Description
 from src.dataset import evaluation_loader
@@ -261,6 +262,35 @@ def test_a_new_controller_tells_images_apart():
     scores = Front(network.set_train(False))(Tensor(IMAGES))[1].asnumpy()
     np.testing.assert_allclose(scores.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(scores.std(0), SPREAD, rtol=1e-4)
+
+
+class Scores(nn.Cell):
+    """The gradient of the scores' squares with respect to a weight of `layer1` and one of the controller."""
+
+    def __init__(self, network: resnet.ResNet):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.weights = ParameterTuple([network.layer1[0].conv1.weight, network.fc1.weight])
+        self.gradient = ops.value_and_grad(self.squares, None, self.weights)
+
+    def squares(self, images: Tensor) -> Tensor:
+        return ops.square(self.network.front(images)[1]).sum()
+
+    def construct(self, images: Tensor) -> tuple:
+        return self.gradient(images)
+
+
+def test_a_part_of_the_controllers_gradient_goes_on_into_layer1():
+    found = []
+    for part in (1.0, 0.25):
+        network = tiny.network(tiny.architecture())
+        network.controller_gradient = part
+        value, gradients = Scores(network)(Tensor(IMAGES))
+        found.append([value.asnumpy(), *(gradient.asnumpy() for gradient in gradients)])
+    (value, inner, outer), (same, less, as_much) = found
+    assert value == same and np.abs(inner).max() > 0
+    np.testing.assert_array_equal(outer, as_much)
+    np.testing.assert_allclose(less, 0.25 * inner, rtol=1e-3, atol=1e-5 * np.abs(inner).max())
 
 
 def test_two_workers_step_as_one(tmp_path):
