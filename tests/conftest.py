@@ -1,9 +1,13 @@
 """What every test folder shares: the paths, and `src`, which exists once in every model folder."""
 
+import ctypes
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,6 +42,14 @@ def pytest_collectstart(collector):
 
 def pytest_runtest_setup(item):
     _activate(item.path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_back():
+    """What a file's networks took is free for the next file, and for the commands that the tests start."""
+    yield
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def run_script(*words, cwd: Path, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:

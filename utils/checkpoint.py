@@ -28,6 +28,10 @@ def read_checkpoint(path: str | Path) -> dict:
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # MindSpore takes Ctrl-C for a damaged file
             raise error.__cause__ from None
+        if "exceeds current available memory" in str(error):
+            raise UserError(
+                f"not enough free memory to read {path} ({path.stat().st_size} bytes); end other programs and try again"
+            ) from error
         raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged "
             f"or of another kind, get it again ({' '.join(str(error).split())[:120]})"
