@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -34,6 +35,16 @@ def call(body: str, *arguments: str) -> subprocess.CompletedProcess:
 def test_exit_status(body, status, errors):
     result = call("print('begun'); " + body)
     assert (result.returncode, result.stdout, result.stderr) == (status, "begun\n", errors)
+
+
+def test_a_line_is_written_in_one_piece():
+    """Python writes it and its end separately under PYTHONUNBUFFERED; here each write arrives as a message."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    code = "import sys\nfrom utils.cli import run\nrun(lambda: print('out') or print('err', file=sys.stderr))"
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=ROOT, stdout=theirs, stderr=theirs, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    theirs.close()
+    assert [ours.recv(100) for _ in range(3)] == [b"out\n", b"err\n", b""]
 
 
 def test_a_bug_keeps_its_traceback():
