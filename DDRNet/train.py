@@ -187,7 +187,8 @@ def train(args, output, train_loader, val_loader) -> int:
                     say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; {going_on}")
                     return 130
 
-        save(epoch, steps, loss)
+        with interrupt.held():
+            save(epoch, steps, loss)
         if train_step.sum_over_devices([interrupt.asked])[0]:  # too late for the last step to see
             say(f"\nstopped after epoch {epoch + 1}; {going_on}")
             return 130
@@ -213,7 +214,7 @@ def train(args, output, train_loader, val_loader) -> int:
         plot(output / "training.png", record, rows, steps)
     if args.run_modelarts and rank == 0:
         upload_results(output, args.train_url)
-    left_out = int(train_step.sum_over_devices([len(corrupt.rows)])[0])
+    left_out = np.count_nonzero(train_step.sum_over_devices(corrupt.seen()))  # several devices may have met the same
     if left_out:
         where = f" (their names: {output}/logs)" if devices > 1 else ""
         say(f"{left_out} training images could not be read; others took their places{where}")

@@ -28,12 +28,14 @@ def main() -> None:
 
     shape = [args.batch_size or None, 3, args.image_size, args.image_size]
     output = Path(args.output_dir)
+    manifest = output / "drnet.json"
+    manifest.unlink(missing_ok=True)  # there is one only where all files belong together
     files = {"predictor": export(drnet.predict, shape, output / "drnet_predictor", args.file_format)}
     for resolution, cell in zip(architecture.resolutions, drnet.classify):
         name = output / f"drnet_classifier_{resolution}"
         files[f"classifier_{resolution}"] = export(cell, shape, name, args.file_format)
     write_results(
-        output / "drnet.json",
+        manifest,
         {
             "model": "DRNet",
             "format": args.file_format,
@@ -66,7 +68,7 @@ def main() -> None:
             "position in `classifiers` of the file to classify the image with. A 0 in a shape means any number.",
         },
     )
-    print(f"wrote {output}/drnet.json")
+    print(f"wrote {manifest}")
 
 
 if __name__ == "__main__":

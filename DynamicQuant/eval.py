@@ -1,5 +1,6 @@
 """Evaluate a quantized ResNet-18: choose the bits for every image, classify it there, report accuracy and cost."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -35,10 +36,8 @@ def main() -> None:
         )
     if args.sample_gumbel and not architecture.decisions:
         raise UserError(f"{args.ckpt_path} has fixed bits, there is nothing to sample; leave out --sample_gumbel")
-    resize_size = args.resize_size or description.resize_size
-    if resize_size < architecture.image_size:
-        raise UserError(f"a crop of {architecture.image_size} pixels does not fit into --resize_size {resize_size}")
-    folder = open_split(args.data_path, "val", architecture.num_classes)
+    resize_size = description.resize_to(args.resize_size)
+    folder = open_split(args.data_path, "val", architecture.num_classes, "evaluate a checkpoint that is of them")
     check_classes(args.ckpt_path, description.classes, folder)
     check_writable(args.output_dir)
     if args.predictions is not None:
@@ -57,7 +56,7 @@ def main() -> None:
     if not result.images:
         raise UserError(f"none of the {len(folder)} images of {args.data_path} can be read")
 
-    print(f"result: {{'acc': {round(result.top(), 4)}}} ckpt= {args.ckpt_path}")
+    print(f"result: {{'acc': {result.top():.4f}}} ckpt= {args.ckpt_path}")
     print(table(result, architecture, predictor))
     if result.corrupt:
         print(f"{result.corrupt} of {len(folder)} images could not be read and were left out")
@@ -96,7 +95,7 @@ def table(result: Evaluation, architecture: Architecture, predictor: Predictor) 
     return "\n".join(lines)
 
 
-def summary(args, result: Evaluation, architecture: Architecture, predictor: Predictor) -> dict:
+def summary(args: argparse.Namespace, result: Evaluation, architecture: Architecture, predictor: Predictor) -> dict:
     """The report for `results.json`; accuracies as fractions."""
     return {
         "acc": result.top(),

@@ -35,6 +35,7 @@ def main() -> None:
             f"{args.ckpt_path} chooses the bits of every layer by itself, so it has no back part of one bit-width to "
             "export; train with --granularity image"
         )
+    resize_size = description.resize_to(args.resize_size)
     device = set_device(args.device_target, args.device_id)
     check_format(args.file_format, device, args.batch_size)
     network = architecture.network()
@@ -43,6 +44,9 @@ def main() -> None:
     size, output = architecture.image_size, Path(args.output_dir)
     images = [args.batch_size or None, 3, size, size]
     features = [args.batch_size or None, WIDTHS[0], size // 4, size // 4]
+
+    manifest = output / f"{NAME}.json"
+    manifest.unlink(missing_ok=True)  # there is one only where all files belong together
 
     def write(part: type[nn.Cell], name: str, shape: list[int | None], bits: int) -> dict:
         """Write one part and return what the manifest tells of it."""
@@ -64,14 +68,14 @@ def main() -> None:
     if architecture.decisions:
         outputs.append({"name": "scores", "shape": [args.batch_size, 1, len(architecture.bits)], "dtype": "float32"})
     write_results(
-        output / f"{NAME}.json",
+        manifest,
         {
             "model": "DynamicQuant ResNet-18",
             "format": args.file_format,
             "input": {"name": "images", "shape": [args.batch_size, *images[1:]], "dtype": "float32", "layout": "NCHW"},
             "preprocess": {
                 "color": "RGB",
-                "resize_shorter_side": args.resize_size or description.resize_size,
+                "resize_shorter_side": resize_size,
                 "interpolation": "bicubic, antialiased",
                 "center_crop": size,
                 "divide_by": 255,
@@ -88,7 +92,7 @@ def main() -> None:
             "turns its features into logits (with one file there are no scores). A 0 in a shape means any number.",
         },
     )
-    print(f"wrote {output / NAME}.json")
+    print(f"wrote {manifest}")
 
 
 if __name__ == "__main__":

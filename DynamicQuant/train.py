@@ -1,5 +1,6 @@
 """Train a ResNet-18: `--stage float`, then `--stage quantize` with bit-widths chosen for each image, or fixed ones."""
 
+import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,12 +10,13 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from utils.checkpoint import copy_best
 from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
-from utils.images import CorruptImages, open_root
+from utils.images import CorruptImages, Loader, open_root
 from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
 # isort: split
 import mindspore as ms
+import numpy as np
 from mindspore.communication import get_group_size, get_rank, init
 from src.checkpoints import Description, load
 from src.config import SETTINGS, architecture_of, load_config
@@ -29,7 +31,6 @@ from src.trainer import (
     make_optimizer,
     read_state,
     save_state,
-    start_controller,
     step_noise,
 )
 
@@ -64,7 +65,8 @@ def main() -> int:
         return train(args, output, train_loader, val_loader)
 
 
-def train(args, output, train_loader, val_loader) -> int:
+def train(args: argparse.Namespace, output: Path, train_loader: Loader, val_loader: Loader) -> int:
+    """Train on the images of the loaders and write everything to `output`; returns the exit status."""
     # ----- device -----
     device = set_device(args.device_target, None if is_worker() else args.device_id)
     rank, devices = 0, 1
@@ -146,7 +148,8 @@ def train(args, output, train_loader, val_loader) -> int:
             first, loss, bits = position["step"], position["loss"], position["bits"]
         if even_epochs and epoch == even_epochs and first == 0:
             transform = EvalTransform(args.image_size, args.resize_size)
-            start_controller(network, controller_images(train_loader.folder, transform), args.seed)
+            with interrupt.held():
+                train_step.start_controller(controller_images(train_loader.folder, transform), args.seed)
         if dynamic:
             train_step.controller_lr_ratio = 0.0 if epoch < even_epochs else args.controller_lr_ratio
         meter = Throughput()
@@ -171,7 +174,8 @@ def train(args, output, train_loader, val_loader) -> int:
                     say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; {going_on}")
                     return 130
 
-        save(epoch, steps, loss, bits)
+        with interrupt.held():
+            save(epoch, steps, loss, bits)
         if train_step.over_devices.of([interrupt.asked])[0]:  # too late for the last step to see
             say(f"\nstopped after epoch {epoch + 1}; {going_on}")
             return 130
@@ -202,7 +206,7 @@ def train(args, output, train_loader, val_loader) -> int:
     best = evaluate.best
     if rank == 0:
         write_results(output / "results.json", {"stage": args.stage, "best": best})
-    left_out = int(train_step.over_devices.of([len(corrupt.rows)])[0])
+    left_out = np.count_nonzero(train_step.over_devices.of(corrupt.seen()))  # several devices may have met the same
     if left_out:
         say(f"{left_out} training images could not be read; others took their places")
     say(f"best: epoch {best['epoch']}, top-1 {best['top1']:.2%}; {best_file}")

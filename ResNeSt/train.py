@@ -15,6 +15,7 @@ from utils.metrics import Progress, Throughput, write_results, write_rows
 
 # isort: split
 import mindspore as ms
+import numpy as np
 from mindspore.communication import get_group_size, get_rank, init
 from src.checkpoints import BACKBONES, describe, load
 from src.config import SETTINGS, load_config
@@ -147,7 +148,8 @@ def train(args, output, train_loader, val_loader) -> int:
                     say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; {going_on}")
                     return 130
 
-        save(epoch, steps, loss)
+        with interrupt.held():
+            save(epoch, steps, loss)
         if train_step.over_devices.of([interrupt.asked])[0]:  # too late for the last step to see
             say(f"\nstopped after epoch {epoch + 1}; {going_on}")
             return 130
@@ -169,7 +171,7 @@ def train(args, output, train_loader, val_loader) -> int:
     best = evaluate.best
     if rank == 0:
         write_results(output / "results.json", {"best": best})
-    left_out = int(train_step.over_devices.of([len(corrupt.rows)])[0])
+    left_out = np.count_nonzero(train_step.over_devices.of(corrupt.seen()))  # several devices may have met the same
     if left_out:
         say(f"{left_out} training images could not be read; others took their places")
     say(f"best: epoch {best['epoch']}, top-1 {best['top1']:.2%}; {best_file}")

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mindspore as ms
@@ -72,7 +72,7 @@ def load_strictly(
     missing = [name for name in missing if name not in left_out]
     surplus = [name for name in stored if name not in parameters]
     if missing or surplus:
-        parts = [_some("missing", missing), _some("surplus", surplus)]
+        parts = [some_of("missing", missing), some_of("surplus", surplus)]
         raise UserError(
             f"{path} does not hold {wanted} but looks like {kind_of(set(stored))} ({', '.join(filter(None, parts))}); "
             f"give the file of {wanted}"
@@ -90,7 +90,8 @@ def load_strictly(
     return left_out
 
 
-def _some(word: str, names: list[str]) -> str:
+def some_of(word: str, names: Sequence[str]) -> str:
+    """How many parameters are missing, surplus or whatever `word` says, and the first of them; "" if there are none."""
     return f"{len(names)} parameters {word}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""
 
 

@@ -89,7 +89,7 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str,
             difference = max(_difference(*pair) for pair in zip(expected, loaded, strict=True))
             if not difference <= MAX_DIFFERENCE * max(1.0, *(float(np.abs(one).max()) for one in expected)):
                 raise UserError(
-                    f"the exported {name.name} computes something else (by {difference:.2g}); nothing written"
+                    f"the exported {name.name} computes something else (by {difference:.2g}); it is not written"
                 )
             print(f"{name}: differs from the live network by at most {difference:.1e}", flush=True)
         shutil.copyfile(Path(folder) / name.name, temporary)

@@ -120,9 +120,20 @@ class CorruptImages:
             print(f"warning: {path} cannot be read as an image; going on without it", file=sys.stderr, flush=True)
         self.rows.add(row)
 
+    def seen(self) -> np.ndarray:
+        """1 for each image of the folder that could not be read, else 0, float32 (len(folder),)."""
+        seen = np.zeros(len(self.folder), np.float32)
+        seen[list(self.rows)] = 1
+        return seen
 
-def open_split(data_path: str | Path, split: str, num_classes: int) -> ImageFolder:
+
+def open_split(
+    data_path: str | Path, split: str, num_classes: int, remedy: str = "set --num_classes {}"
+) -> ImageFolder:
     """The images of `split` ("train" or "val") under the root `data_path`, or of `data_path` if it is a split itself.
+
+    Args:
+        remedy: what to do if the number of classes is not `num_classes`; `{}` stands for the number.
 
     Raises:
         UserError: as `ImageFolder`; also if the number of classes is not `num_classes`.
@@ -137,8 +148,8 @@ def open_split(data_path: str | Path, split: str, num_classes: int) -> ImageFold
     images = ImageFolder(root)
     if len(images.classes) != num_classes:
         raise UserError(
-            f"{root} has {len(images.classes)} classes, not {num_classes}; set --num_classes {len(images.classes)}, "
-            "or, if it is a part of a larger data set, list all class names in a file classes.txt beside it"
+            f"{root} has {len(images.classes)} classes, not {num_classes}; {remedy.format(len(images.classes))}, or, "
+            "if it is a part of a larger data set, list all class names in a file classes.txt beside it"
         )
     return images
 

@@ -11,12 +11,19 @@ from utils.cli import UserError
 
 
 def is_torch_file(path: str | Path) -> bool:
-    """Whether a file begins as PyTorch's do, with a ZIP archive or a pickle, or at least has their ending."""
+    """Whether a file begins as PyTorch's do, with a ZIP archive or a pickle, or at least has their ending.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = Path(path)
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        start = file.read(2)
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give a file that you may read") from error
     return start == b"PK" or start[:1] == b"\x80" or path.suffix in (".pth", ".pt")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from src.config import default_resize
 from src.resnet import FLOAT, HIDDEN, SMALLEST, WIDTHS, Architecture, ResNet
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.checkpoint import read_checkpoint, save_checkpoint, some_of
 from utils.cli import UserError
 from utils.torch_file import is_torch_file, read_torch_file
 
@@ -31,6 +31,20 @@ class Description:
     architecture: Architecture
     resize_size: int
     classes: tuple[str, ...] | None
+
+    def resize_to(self, resize_size: int | None) -> int:
+        """What to resize the shorter side to: `resize_size` if it is given, else what the checkpoint tells.
+
+        Raises:
+            UserError: the crop does not fit.
+        """
+        resize_size = resize_size or self.resize_size
+        if resize_size < self.architecture.image_size:
+            raise UserError(
+                f"a crop of {self.architecture.image_size} pixels does not fit into --resize_size {resize_size}; none "
+                f"takes the {self.resize_size} of the checkpoint"
+            )
+        return resize_size
 
 
 def save(network: ResNet, path: str | Path, description: Description) -> None:
@@ -92,7 +106,7 @@ def load(network: ResNet, architecture: Architecture, path: str | Path, finetune
     missing = [name for name in wanted if name not in stored and name not in may_lack]
     surplus = [name for name in stored if name not in wanted]
     if missing or surplus:
-        parts = ", ".join(filter(None, [_some("missing", missing), _some("surplus", surplus)]))
+        parts = ", ".join(filter(None, [some_of("missing", missing), some_of("surplus", surplus)]))
         raise UserError(f"{path} does not hold the parameters of {_title(architecture)} ({parts}); get the whole file")
     for name, value in stored.items():
         if value.shape != wanted[name].shape:
@@ -115,7 +129,7 @@ def _read(path: str | Path) -> tuple[dict[str, np.ndarray], str | None]:
         stored = {name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)}
     if not {"conv1.weight", "layer4.1.conv2.weight", *CLASSIFIER} <= set(stored) or "layer1.0.conv3.weight" in stored:
         raise UserError(f"{path} looks like {kind_of(set(stored))}, not a ResNet-18; give the file of one")
-    if any(name.startswith(("accum.", "moments.")) or name == "learning_rate" for name in stored):
+    if _is_state(stored):
         raise UserError(f"{path} looks like {kind_of(set(stored))}; give the best checkpoint beside it")
     return {name: value for name, value in stored.items() if not UNUSED.fullmatch(name)}, facts
 
@@ -135,7 +149,7 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def kind_of(names: set[str]) -> str:
     """What a file with these parameters is, in words."""
-    if any(name.startswith(("accum.", "moments.")) or name == "learning_rate" for name in names):
+    if _is_state(names):
         return "a training state (resume.ckpt, for --resume)"
     if "compression3.0.weight" in names:
         return "a DDRNet-23"
@@ -173,9 +187,10 @@ def _describe(path: str | Path, stored: Mapping[str, np.ndarray], facts: str | N
     return Description(Architecture("dorefa", target, num_bits, "image", num_classes, size), default_resize(size), None)
 
 
+def _is_state(names: Iterable[str]) -> bool:
+    """Whether the file with these parameters is a training state."""
+    return any(name.startswith(("accum.", "moments.")) or name == "learning_rate" for name in names)
+
+
 def _title(architecture: Architecture) -> str:
     return "a float ResNet-18" if architecture.quant == FLOAT else "a quantized ResNet-18"
-
-
-def _some(word: str, names: Sequence[str]) -> str:
-    return f"{len(names)} parameters {word}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""

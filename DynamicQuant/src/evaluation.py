@@ -1,6 +1,6 @@
 """Loss, accuracy and cost over all images of a folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import mindspore.nn as nn
@@ -100,7 +100,7 @@ def evaluate(
         np.full(len(labels), -1, np.int8),
     )
 
-    def count(classified) -> None:
+    def count(classified: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         for done, decisions, logits in classified:
             if not np.isfinite(logits).all():
                 raise UserError(

@@ -10,8 +10,8 @@ import mindspore.nn as nn
 import numpy as np
 from mindspore import Tensor
 
-from src.gumbelsoftmax import GumbelSoftmax, gumbel_noise
-from src.resnet import FLOAT, Architecture, ResNet, load_fixed
+from src.gumbelsoftmax import gumbel_noise
+from src.resnet import FLOAT, WIDTHS, Architecture, ResNet, load_fixed
 
 
 class Front(nn.Cell):
@@ -61,7 +61,6 @@ class Predictor:
         self.architecture = architecture
         self.batch_size = batch_size
         self.sample_seed = sample_seed
-        self.gumbel = GumbelSoftmax()
         self.decides = architecture.decisions > 0 and force_bits is None
         self.mixes = self.decides and architecture.granularity == "layer"
         self.bits = architecture.bits if force_bits is None else (force_bits,)
@@ -72,9 +71,9 @@ class Predictor:
         self.front = Front(self.networks[0])
         self.backs = [Back(network) for network in self.networks]
         size = architecture.image_size // 4
-        shape = (batch_size, 64, size, size)
+        shape = (batch_size, WIDTHS[0], size, size)
         self.queues = [np.empty(shape, np.float32) for _ in self.backs]
-        self.rows: list[list[int]] = [[] for _ in self.backs]
+        self.rows: list[list[tuple[int, np.ndarray]]] = [[] for _ in self.backs]
         self.choices = np.zeros((batch_size, max(architecture.decisions, 1), max(len(self.bits), 1)), np.float32)
 
     def load(self, network: ResNet) -> "Predictor":

@@ -77,9 +77,11 @@ class DoReFaActivation(nn.Cell):
     """
 
     def clip(self, x: Tensor) -> Tensor:
+        """x limited to the range of the quantized values, float32 of its shape."""
         return ops.minimum(ops.relu(x), 1.0)
 
     def round(self, x: Tensor, bits: int) -> Tensor:
+        """x in [0, 1] rounded to `bits`, float32 of its shape (DoReFa, equation 5)."""
         return round_through(x * levels(bits)) / levels(bits)
 
     def construct(self, x: Tensor, bits: int) -> Tensor:
@@ -94,6 +96,7 @@ class PACTActivation(DoReFaActivation):
         self.alpha = Parameter(Tensor([ALPHA], ms.float32))
 
     def clip(self, x: Tensor) -> Tensor:
+        """x limited to [0, alpha], with the gradient of equation 3."""
         return 0.5 * (ops.abs(x) - ops.abs(x - self.alpha) + self.alpha)
 
     def construct(self, x: Tensor, bits: int) -> Tensor:
@@ -182,6 +185,7 @@ class StoredConv2d(FixedConv2d):
         self.scale = Parameter(ops.ones(1, ms.float32), requires_grad=False)
 
     def load(self, weight: Tensor) -> None:
+        """Take over the weight of a `QuantConv2d` as integers."""
         codes, scale = weight_codes(weight, self.bits)
         self.weight.set_data(codes)
         self.scale.set_data(scale)

@@ -23,6 +23,8 @@ from utils.images import CorruptImages, Loader
 STATE = "state"  # the text in a training state beside the parameters
 # An epoch whose mean bits exceed the budget by more than this is best only if no other epoch keeps to it.
 TOLERANCE = 0.05
+CONTROLLER_LAYERS = ("fc1.", "fc2.")
+TINY = 1e-6  # in place of 0 in a quotient
 SPREAD = 2.0  # of the scores of a new controller; their noise has a deviation of 1.3
 
 
@@ -40,22 +42,16 @@ def learning_rates(
     return np.where(step < warmup, rates * (step + 1) / max(warmup, 1), rates).astype(np.float32)
 
 
-def make_optimizer(
-    network: ResNet, lr: float, momentum: float, weight_decay: float, controller_lr_ratio: float = 1.0
-) -> nn.Optimizer:
-    """Gradient descent with momentum for all parameters; the controller's learning rate is that ratio of the others'.
+def make_optimizer(network: ResNet, lr: float, momentum: float, weight_decay: float) -> nn.Optimizer:
+    """Gradient descent with momentum for all parameters.
 
-    `TrainOneStep` sets the rates before every step.
+    The controller's are a group of their own, because `TrainOneStep` sets the learning rate of each group.
     """
     groups = [[], []]
     for parameter in network.trainable_params():
-        groups[parameter.name.startswith(("fc1.", "fc2."))].append(parameter)
-    rates = (lr, lr * controller_lr_ratio)
+        groups[parameter.name.startswith(CONTROLLER_LAYERS)].append(parameter)
     return nn.SGD(
-        [{"params": params, "lr": rate} for params, rate in zip(groups, rates) if params],
-        lr,
-        momentum,
-        weight_decay=weight_decay,
+        [{"params": params, "lr": lr} for params in groups if params], lr, momentum, weight_decay=weight_decay
     )
 
 
@@ -63,33 +59,6 @@ def even_controller(network: ResNet) -> None:
     """Make all scores 0, so that every bit-width is sampled equally often."""
     for parameter in (network.fc2.weight, network.fc2.bias):
         parameter.set_data(ops.zeros_like(parameter))
-
-
-def start_controller(network: ResNet, images: np.ndarray, seed: int) -> None:
-    """Give the controller scores that differ between images: over these, each has mean 0 and deviation SPREAD.
-
-    With a usual initialisation, what all images have in common is so much larger that it decides alike for all of them.
-    So the first layer leaves out the direction of the mean input, and the second is drawn from `seed` and scaled.
-
-    Args:
-        images: float32 (N, 3, S, S), the same on every device.
-    """
-    network.set_train(False)
-    features, _ = Front(network)(Tensor(images))
-    inputs = network.avg_pool(features).flatten(start_dim=1).asnumpy()
-    network.set_train(True)
-    mean = inputs.mean(0)
-    first = network.fc1.weight.asnumpy()
-    first = first - np.outer(first @ mean, mean) / (mean @ mean)
-    second = np.random.default_rng([seed, CONTROLLER]).standard_normal(network.fc2.weight.shape)
-    scores = (inputs @ first.T + network.fc1.bias.asnumpy()) @ second.T
-    scale = SPREAD / np.maximum(scores.std(0), 1e-6)
-    for parameter, value in (
-        (network.fc1.weight, first),
-        (network.fc2.weight, second * scale[:, None]),
-        (network.fc2.bias, -scores.mean(0) * scale),
-    ):
-        parameter.set_data(Tensor(value.astype(np.float32)))
 
 
 class DynamicLoss(nn.Cell):
@@ -204,9 +173,11 @@ class TrainOneStep:
         loss: with the network that is trained.
         optimizer: with the parameter `learning_rate`.
         devices: number of devices.
+        controller_lr_ratio: the controller's learning rate as a part of the others'.
     """
 
     def __init__(self, loss: DynamicLoss, optimizer: nn.Optimizer, devices: int = 1, controller_lr_ratio: float = 1.0):
+        self.network = loss.network
         self.optimizer = optimizer
         self.controller_lr_ratio = controller_lr_ratio
         # The optimizer lists a rate for every weight; those of a group are one parameter.
@@ -242,6 +213,38 @@ class TrainOneStep:
             rate.set_data(Tensor(lr * ratio, ms.float32))
         self.update()
         return StepResult(loss / self.devices, bits / self.devices, interrupts > 0)
+
+    def start_controller(self, images: np.ndarray, seed: int) -> None:
+        """Give the controller scores that differ between images: over these, each has mean 0 and deviation SPREAD.
+
+        With a usual initialisation, what all images have in common is so much larger that it decides alike for all of
+        them. So the first layer leaves out the direction of the mean input, and the second is drawn from `seed` and
+        scaled. The controller's momentum begins anew.
+
+        Args:
+            images: float32 (N, 3, S, S), the same on every device.
+        """
+        network = self.network.set_train(False)
+        features, _ = Front(network)(Tensor(images))
+        inputs = network.avg_pool(features).flatten(start_dim=1).asnumpy()
+        network.set_train(True)
+        mean = inputs.mean(0)
+        first = network.fc1.weight.asnumpy()
+        first = first - np.outer(first @ mean, mean) / max(mean @ mean, TINY)
+        second = np.random.default_rng([seed, CONTROLLER]).standard_normal(network.fc2.weight.shape)
+        scores = (inputs @ first.T + network.fc1.bias.asnumpy()) @ second.T
+        scale = SPREAD / np.maximum(scores.std(0), TINY)
+        for parameter, value in (
+            (network.fc1.weight, first),
+            (network.fc2.weight, second * scale[:, None]),
+            (network.fc2.bias, -scores.mean(0) * scale),
+        ):
+            # Devices may have rounded differently, and only gradients are averaged from here on.
+            value = self.over_devices.of(value.ravel()) / self.devices
+            parameter.set_data(Tensor(value.reshape(parameter.shape)))
+        for velocity in self.optimizer.accum:
+            if velocity.name.removeprefix("accum.").startswith(CONTROLLER_LAYERS):
+                velocity.set_data(ops.zeros_like(velocity))
 
     def synchronise(self) -> None:
         """Give every device the mean of all devices' BN statistics, so that all of them evaluate the same network."""

@@ -9,7 +9,7 @@ Kinds, as `describe` names them:
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from mindspore import Parameter, Tensor
 
 from src import resnest50, resnest101, resnest200, resnest269
 from src.resnest import BN_PARAMETERS, ResNeSt, bn_behind, fuse, unfuse
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.checkpoint import read_checkpoint, save_checkpoint, some_of
 from utils.cli import UserError
 from utils.torch_file import is_torch_file, read_torch_file
 
@@ -262,17 +262,12 @@ def _compare(parameters: State, wanted: Mapping[str, tuple[int, ...]], path: str
     missing = [name for name in wanted if name not in parameters]
     surplus = [name for name in parameters if name not in wanted]
     if missing or surplus:
-        parts = ", ".join(filter(None, [_some("missing", missing), _some("surplus", surplus)]))
+        parts = ", ".join(filter(None, [some_of("missing", missing), some_of("surplus", surplus)]))
         raise UserError(f"{path} does not hold the parameters of {what} ({parts}); get the whole file of one")
     misshapen = [name for name, shape in wanted.items() if parameters[name].shape != shape]
     if misshapen:
         name = misshapen[0]
         raise UserError(
-            f"{path}: {_some('of another shape', misshapen)}; {name} is {parameters[name].shape} in the file and "
+            f"{path}: {some_of('of another shape', misshapen)}; {name} is {parameters[name].shape} in the file and "
             f"{wanted[name]} in {what}; get the whole file of one"
         )
-
-
-def _some(word: str, names: Iterable[str]) -> str:
-    names = list(names)
-    return f"{len(names)} parameters {word}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""

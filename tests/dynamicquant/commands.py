@@ -41,7 +41,7 @@ def evaluate(place: Path, *words) -> CompletedProcess:
 
 def accuracy(output: str, path: Path) -> float:
     """That of the documented line."""
-    found = re.search(r"^result: \{'acc': ([01]\.\d{1,4})\} ckpt= (.*)$", output, re.M)
+    found = re.search(r"^result: \{'acc': ([01]\.\d{4})\} ckpt= (.*)$", output, re.M)
     assert found and found[2] == str(path), output
     return float(found[1])
 

@@ -224,15 +224,24 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
     config = (FOLDER / "config/resnet18_sample_config.yaml").read_text()
     (tmp_path / "typo.yaml").write_text(config.replace("penalty:", "penalti:"))
     (tmp_path / "file").write_text("")
+    for digit in "01":
+        shutil.copytree(place / "digits/val" / digit, tmp_path / "two" / digit)
     cases = [
         ("eval", ["--ckpt_path", place / "float.ckpt"], "is a float ResNet-18: it has no controller"),
         ("eval", ["--ckpt_path", tmp_path / "truncated.ckpt"], "truncated"),
         ("eval", ["--ckpt_path", tmp_path / "none.ckpt"], "no checkpoint at"),
         ("eval", ["--data_path", tmp_path / "none"], "no folder"),
+        ("eval", ["--data_path", tmp_path / "two"], "has 2 classes, not 10; evaluate a checkpoint that is of them"),
+        (
+            "eval",
+            ["--resize_size", "28"],
+            "a crop of 32 pixels does not fit into --resize_size 28; none takes",
+        ),
         ("eval", ["--output_dir", tmp_path / "file/x"], "cannot write to"),
         ("eval", ["--config_path", tmp_path / "typo.yaml"], "penalti; did you mean penalty?"),
         ("train", ["--ckpt_path", place / "fixed.ckpt"], "is quantized with pact, the network dorefa"),
         ("export", ["--ckpt_path", place / "float.ckpt"], "is a float ResNet-18; train a quantized one"),
+        ("export", ["--ckpt_path", place / "dynamic.ckpt", "--resize_size", "28"], "a crop of 32 pixels does not fit"),
     ]
     if not ms.hal.is_available("GPU"):
         cases.append(("eval", ["--device_target", "GPU"], "no GPU that MindSpore can use"))
@@ -298,7 +307,7 @@ def test_the_budget_is_the_target_unless_given():
     assert load_config("train", "", ["--stage", "quantize", "--target_bits", "5"]).bit_budget == 5
     assert load_config("train", "", ["--stage", "quantize", "--bit_budget", "3.5"]).bit_budget == 3.5
     assert load_config("train", "", ["--stage", "quantize", "--image_size", "112"]).resize_size == 128
-    assert load_config("train", "", ["--stage", "float", "--target_bits", "1"][:2]).resize_size == 256
+    assert load_config("train", "", ["--stage", "float"]).resize_size == 256
 
 
 def test_both_configs_have_every_key_and_the_recipe_is_the_papers():

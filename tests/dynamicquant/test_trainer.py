@@ -27,7 +27,6 @@ from src.trainer import (
     make_optimizer,
     read_state,
     save_state,
-    start_controller,
     step_noise,
 )
 
@@ -63,7 +62,7 @@ class Run:
     def __init__(self, architecture: resnet.Architecture):
         self.architecture = architecture
         self.network = tiny.network(architecture)
-        self.optimizer = make_optimizer(self.network, 0.1, MOMENTUM, DECAY, RATIO)
+        self.optimizer = make_optimizer(self.network, 0.1, MOMENTUM, DECAY)
         loss = DynamicLoss(self.network, architecture.bits, BUDGET, PENALTY, TEMPERATURE)
         self.step = TrainOneStep(loss, self.optimizer, controller_lr_ratio=RATIO)
         self.begin = self.state()
@@ -251,15 +250,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(by_image):
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
 
 
-def test_a_new_controller_tells_images_apart():
-    """Each score has mean 0 and the given deviation over the images, and no other parameter moves."""
-    network = tiny.network(tiny.architecture("dorefa", "layer"))
-    before = {p.name: p.asnumpy().copy() for p in network.get_parameters()}
-    start_controller(network, IMAGES, 0)
+def test_a_new_controller_tells_images_apart(by_layer):
+    """Each score has mean 0 and the given deviation over the images; its momentum is gone, and nothing else moves."""
+    run, network = by_layer, by_layer.network
+    run.set(run.begin)
+    run.step(IMAGES, LABELS, run.noise(0), 0.01)
+    before = run.state()
+    run.step.start_controller(IMAGES, 0)
     assert network.training
-    moved = {p.name for p in network.get_parameters() if not np.array_equal(p.asnumpy(), before[p.name])}
-    assert moved == {"fc1.weight", "fc2.weight", "fc2.bias"}
+    after = run.state()
+    moved = {name for name in after if not np.array_equal(after[name], before[name])}
+    velocities = {f"accum.fc{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")}
+    assert moved == {"fc1.weight", "fc2.weight", "fc2.bias"} | velocities
+    assert not any(after[name].any() for name in velocities)
     scores = Front(network.set_train(False))(Tensor(IMAGES))[1].asnumpy()
+    network.set_train(True)
     np.testing.assert_allclose(scores.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(scores.std(0), SPREAD, rtol=1e-4)
 
