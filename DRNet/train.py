@@ -146,11 +146,15 @@ def main() -> int:
                     say(f"\nstopped after step {step + 1} of epoch {epoch + 1}; {going_on}")
                     return 130
 
-        trainer.synchronise()
-        here = {"epoch": epoch, "step": steps, "totals": totals.__dict__, "rows": rows, "best": best}
-        if rank == 0:
-            save_state(state_file, drnet, optimizers, settings, here)
-        interrupt.hint = going_on
+        with interrupt.held():
+            trainer.synchronise()
+            here = {"epoch": epoch, "step": steps, "totals": totals.__dict__, "rows": rows, "best": best}
+            if rank == 0:
+                save_state(state_file, drnet, optimizers, settings, here)
+            interrupt.hint = going_on
+        if trainer.sum_over_devices([interrupt.asked])[0]:  # too late for the last step to see
+            say(f"\nstopped after epoch {epoch + 1}; {going_on}")
+            return 130
         row = {
             "epoch": epoch + 1,
             "lr": float(rates[(epoch + 1) * steps - 1]),

@@ -308,6 +308,17 @@ def test_the_authors_file(expected, tmp_path):
     assert classes_of(path) is None
 
 
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"PK")
+
+    def refuse(self, *words):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # the superuser may read everything
+    assert "Permission denied; give a file that you may read" in refused(network(), path)
+
+
 def test_pickled_code_is_not_run(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     path = tmp_path / "code.pth"
