@@ -10,7 +10,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from utils.checkpoint import copy_best
 from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
-from utils.images import CorruptImages, open_root
+from utils.images import CorruptImages, check_classes, open_root
 from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
@@ -23,11 +23,12 @@ from src.data.data_utils.moxing_adapter import fetch_data, upload_results
 from src.data.imagenet import DROP_PATH, TrainingBatches, evaluation_loader, training_loader
 from src.tools.callback import EvaluateAndKeepBest, StepRecord, plot
 from src.tools.criterion import SoftTargetCrossEntropy
-from src.tools.get_misc import get_network, load_network, load_state, read_state, save_state, set_precision
+from src.tools.get_misc import classes_of, get_network, load_network, load_state, read_state, save_state, set_precision
 from src.tools.optimizer import make_optimizer
 from src.tools.schedulers import learning_rates
 from src.trainers.train_one_step import LossScale, TrainOneStep
 
+NEW_HEAD = "add --finetune to start with a new classifier"
 # May differ between an interrupted run and the one that resumes it.
 FREE = {"data_url", "device_target", "device_id", "num_parallel_workers", "rank_table_file", "output_dir", "resume"}
 FREE |= {"strict", "pretrained", "finetune", "run_modelarts", "train_url", "eval_every"}
@@ -74,6 +75,8 @@ def train(args, output, train_loader, val_loader) -> int:
     network = get_network(args, args.drop_path_rate)
     set_precision(network, args, device)
     if args.pretrained is not None and args.resume is None:
+        if not args.finetune:
+            check_classes(args.pretrained, classes_of(args.pretrained), train_loader.folder, NEW_HEAD)
         left_out = load_network(network, args.pretrained, args.finetune)
         if left_out:
             say(f"not loaded from {args.pretrained}, trained from nothing: {', '.join(left_out)}")

@@ -10,7 +10,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from utils.checkpoint import copy_best
 from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
-from utils.images import CorruptImages, Loader, open_root
+from utils.images import CorruptImages, Loader, check_classes, open_root
 from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
@@ -18,7 +18,7 @@ from utils.metrics import Progress, Throughput, write_results, write_rows
 import mindspore as ms
 import numpy as np
 from mindspore.communication import get_group_size, get_rank, init
-from src.checkpoints import Description, load
+from src.checkpoints import Description, describe, load
 from src.config import SETTINGS, architecture_of, load_config
 from src.dataset import EvalTransform, controller_images, evaluation_loader, training_batches, training_loader
 from src.trainer import (
@@ -34,6 +34,7 @@ from src.trainer import (
     step_noise,
 )
 
+NEW_HEAD = "add --finetune to start with a new classifier"
 # May differ between an interrupted run and the one that resumes it.
 FREE = {"data_path", "device_target", "device_id", "num_workers", "rank_table_file", "output_dir", "resume", "strict"}
 FREE |= {"ckpt_path", "finetune", "eval_every"}
@@ -85,6 +86,8 @@ def train(args: argparse.Namespace, output: Path, train_loader: Loader, val_load
     dynamic = architecture.decisions > 0
     even_epochs = args.even_epochs if dynamic else 0
     if args.resume is None and args.ckpt_path is not None:
+        if not args.finetune:
+            check_classes(args.ckpt_path, describe(args.ckpt_path).classes, train_loader.folder, NEW_HEAD)
         left_out = load(network, architecture, args.ckpt_path, args.finetune)
         if left_out:
             say(f"not loaded from {args.ckpt_path}, trained from nothing: {', '.join(left_out)}")

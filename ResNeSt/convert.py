@@ -162,7 +162,7 @@ def require(args: argparse.Namespace) -> None:
         python = ".".join(map(str, sys.version_info[:2]))
         raise UserError(
             f"{', '.join(missing)} not installed in the Python {python} that runs this; run make convert-env in the "
-            "folder above and use .venv/bin/python (tried on Python 3.10, 3.11 and 3.12)"
+            "folder above and use .venv/bin/python (tested on Python 3.11)"
         )
 
 

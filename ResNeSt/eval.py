@@ -1,5 +1,6 @@
 """Evaluate a ResNeSt: top-1 and top-5 accuracy over all validation images."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ from utils.metrics import write_results, write_rows
 
 # isort: split
 from mindspore.communication import get_group_size, get_rank, init
-from src.checkpoints import BACKBONES, classes_of, load
-from src.config import load_config
+from src.checkpoints import BACKBONES, Facts, facts_of, load
+from src.config import load_config, set_sizes
 from src.dataset import evaluation_loader
 from src.evaluation import Evaluation, evaluate
 
@@ -31,12 +32,14 @@ def main() -> int:
         return launch(Path(__file__).resolve(), sys.argv[1:], args.device_num, logs, args.rank_table_file)
     folder = open_split(args.data_path, "val", args.num_classes)
     args.batch_size = min(args.batch_size, len(folder))
-    manifest = None
-    if args.ckpt_path.endswith(".mindir"):
-        manifest = read_manifest(Path(args.ckpt_path), args)
-        args.batch_size = manifest["input"]["shape"][0] or args.batch_size
-    names = manifest["class_names"] if manifest else classes_of(args.ckpt_path)
-    check_classes(args.ckpt_path, names, folder)
+    exported = args.ckpt_path.endswith(".mindir")
+    if exported:
+        facts, batch_size = read_manifest(Path(args.ckpt_path), args)
+        args.batch_size = batch_size or args.batch_size
+    else:
+        facts = facts_of(args.ckpt_path)
+    set_sizes(args, facts.sizes)
+    check_classes(args.ckpt_path, facts.classes, folder)
     check_writable(args.output_dir)
     if args.predictions is not None:
         check_writable(Path(args.predictions).parent)
@@ -47,7 +50,7 @@ def main() -> int:
         if is_worker():
             init()
             rank, devices = get_rank(), get_group_size()
-        if manifest:
+        if exported:
             network = load_mindir(args.ckpt_path)
         else:
             network = BACKBONES[args.backbone].constructor(num_classes=args.num_classes, fused=True)
@@ -63,8 +66,11 @@ def main() -> int:
     return 0
 
 
-def read_manifest(path: Path, args) -> dict:
-    """The manifest beside the exported file `path`.
+def read_manifest(path: Path, args: argparse.Namespace) -> tuple[Facts, int]:
+    """What the manifest beside the exported file `path` tells.
+
+    Returns:
+        the facts, and the batch size, 0 for any.
 
     Raises:
         UserError: one of the files is missing, or the network was exported with other settings.
@@ -81,16 +87,19 @@ def read_manifest(path: Path, args) -> dict:
             "resize_size": manifest["preprocess"]["resize"][0],
             "num_classes": manifest["num_classes"],
         }
-        manifest["class_names"], manifest["input"]["shape"][0]
+        facts = Facts(manifest["class_names"], (found["image_size"], found["resize_size"]))
+        kind, batch_size = manifest["format"], manifest["input"]["shape"][0]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{file} is not a manifest of export.py; export the network again") from error
+    if kind != "MINDIR":
+        raise UserError(f"{file} is of a later export, to {kind}; export {path.name} again, with its own --file_name")
     for key, value in found.items():
-        if value != getattr(args, key):
+        if getattr(args, key) not in (None, value):
             raise UserError(f"{path} was exported with {key} {value}, not {getattr(args, key)}; set --{key} {value}")
-    return manifest
+    return facts, batch_size
 
 
-def report(args, folder: ImageFolder, result: Evaluation) -> None:
+def report(args: argparse.Namespace, folder: ImageFolder, result: Evaluation) -> None:
     """Print the result lines and write the files."""
     for name, correct in zip(("top1", "top5"), result.correct):
         accuracy = 100 * correct / result.images

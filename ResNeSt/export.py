@@ -12,13 +12,15 @@ from utils.export import check_format, export
 from utils.metrics import write_results
 
 # isort: split
-from src.checkpoints import BACKBONES, classes_of, load
-from src.config import load_config
+from src.checkpoints import BACKBONES, facts_of, load
+from src.config import load_config, set_sizes
 from src.dataset import MEAN, STD
 
 
 def main() -> None:
     args = load_config("export", __doc__)
+    facts = facts_of(args.ckpt_path)
+    set_sizes(args, facts.sizes)
     path = output_path(args)
     device = set_device(args.device_target, args.device_id)
     check_format(args.file_format, device, args.batch_size)
@@ -46,7 +48,7 @@ def main() -> None:
                 "std": STD.tolist(),
             },
             "num_classes": args.num_classes,
-            "class_names": classes_of(args.ckpt_path),
+            "class_names": facts.classes,
             "usage": "A 0 in a shape means any number. class_names is null where the checkpoint does not tell them.",
         },
     )

@@ -1,5 +1,6 @@
 """Train a ResNeSt on your own classes or on ImageNet, from a checkpoint of any kind or from nothing."""
 
+import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from utils.checkpoint import copy_best
 from utils.cli import Interrupt, UserError, check_writable, run
 from utils.device import set_device
-from utils.images import CorruptImages, open_root
+from utils.images import CorruptImages, Loader, check_classes, open_root
 from utils.launcher import is_scheduler, is_worker, launch
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
@@ -17,7 +18,7 @@ from utils.metrics import Progress, Throughput, write_results, write_rows
 import mindspore as ms
 import numpy as np
 from mindspore.communication import get_group_size, get_rank, init
-from src.checkpoints import BACKBONES, describe, load
+from src.checkpoints import BACKBONES, describe, facts_of, load
 from src.config import SETTINGS, load_config
 from src.dataset import evaluation_loader, training_batches, training_loader
 from src.trainer import (
@@ -33,6 +34,7 @@ from src.trainer import (
     zero_last_gamma,
 )
 
+NEW_HEAD = "add --finetune to start with a new classifier"
 # May differ between an interrupted run and the one that resumes it.
 FREE = {"data_path", "device_target", "device_id", "num_workers", "rank_table_file", "output_dir", "resume", "strict"}
 FREE |= {"ckpt_path", "finetune", "last_gamma", "eval_every"}
@@ -63,7 +65,8 @@ def main() -> int:
         return train(args, output, train_loader, val_loader)
 
 
-def train(args, output, train_loader, val_loader) -> int:
+def train(args: argparse.Namespace, output: Path, train_loader: Loader, val_loader: Loader) -> int:
+    """Train on the images of the loaders and write everything to `output`; returns the exit status."""
     # ----- device -----
     device = set_device(args.device_target, None if is_worker() else args.device_id)
     rank, devices = 0, 1
@@ -76,6 +79,8 @@ def train(args, output, train_loader, val_loader) -> int:
     ms.set_seed(args.seed)
     network = BACKBONES[args.backbone].constructor(num_classes=args.num_classes, dropout=args.dropout)
     if args.resume is None and args.ckpt_path is not None:
+        if not args.finetune:
+            check_classes(args.ckpt_path, facts_of(args.ckpt_path).classes, train_loader.folder, NEW_HEAD)
         left_out = load(network, args.ckpt_path, args.finetune)
         if describe(args.ckpt_path)[0] in ("fused", "mindconverter"):
             say(
@@ -110,7 +115,16 @@ def train(args, output, train_loader, val_loader) -> int:
     rows = position["rows"]
     interrupt = Interrupt()
     evaluate = EvaluateAndKeepBest(
-        network, val_loader, args.batch_size, best_file, position["best"], rank, devices, args.strict, interrupt
+        network,
+        val_loader,
+        args.batch_size,
+        best_file,
+        (args.image_size, args.resize_size),
+        position["best"],
+        rank,
+        devices,
+        args.strict,
+        interrupt,
     )
 
     def save(epoch: int, step: int, loss: float) -> None:

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
+import psutil
 
 from utils.cli import UserError, whole_file
+
+NO_MEMORY = "exceeds current available memory"  # in MindSpore's refusal of a file that is larger than what is free
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -24,11 +28,17 @@ def read_checkpoint(path: str | Path) -> dict:
         raise UserError(f"{path} does not end in .ckpt; MindSpore reads checkpoints under that ending only")
     try:
         with _quiet():
-            return ms.load_checkpoint(str(path), crc_check=True)
+            try:
+                return ms.load_checkpoint(str(path), crc_check=True)
+            except ValueError as error:
+                if NO_MEMORY not in str(error):
+                    raise
+                _reclaim_memory(2 * path.stat().st_size)
+                return ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # MindSpore takes Ctrl-C for a damaged file
             raise error.__cause__ from None
-        if "exceeds current available memory" in str(error):
+        if NO_MEMORY in str(error):
             raise UserError(
                 f"not enough free memory to read {path} ({path.stat().st_size} bytes); end other programs and try again"
             ) from error
@@ -36,6 +46,16 @@ def read_checkpoint(path: str | Path) -> dict:
             f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged "
             f"or of another kind, get it again ({' '.join(str(error).split())[:120]})"
         ) from error
+
+
+def _reclaim_memory(size: int) -> None:
+    """Make `size` bytes of memory free, if so much can be had.
+
+    MindSpore takes the kernel's cache of files for memory in use, and on a machine that has just read a data set that
+    is nearly all of it. The cache gives up what is written to here.
+    """
+    if psutil.virtual_memory().available > size:
+        np.ones(size, np.uint8)
 
 
 def load_strictly(

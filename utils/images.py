@@ -27,7 +27,7 @@ from utils.cli import UserError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 MOST_PROCESSES = 16  # reading processes for each core
 # What decoding a file that is no image raises.
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class ImagePaths(Sequence):
@@ -173,18 +173,21 @@ def open_root(data_path: str | Path, num_classes: int) -> tuple[ImageFolder, Ima
     return train, val
 
 
-def check_classes(path: str, names: list[str] | None, folder: ImageFolder) -> None:
+def check_classes(
+    path: str,
+    names: Sequence[str] | None,
+    folder: ImageFolder,
+    remedy: str = "evaluate it on its own classes, listed in label order in a file classes.txt beside the split if "
+    "some of them are missing",
+) -> None:
     """Whether the classes that the network was trained on, where its file tells them, are those of the images.
 
     Raises:
-        UserError: they are not.
+        UserError: they are not; `remedy` says what to do.
     """
     for label, (one, other) in enumerate(zip(names or [], folder.classes)):
         if one != other:
-            raise UserError(
-                f"label {label} is {one} in {path} and {other} in the images; evaluate it on its own classes, listed "
-                "in label order in a file classes.txt beside the split if some of them are missing"
-            )
+            raise UserError(f"label {label} is {one} in {path} and {other} in the images; {remedy}")
 
 
 @dataclass(frozen=True)

@@ -58,5 +58,5 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds no tensors by name; give a state_dict() saved by itself")
     return {
-        name: value.float().numpy() if value.is_floating_point() else value.numpy() for name, value in state.items()
+        name: (value.float() if value.is_floating_point() else value).detach().numpy() for name, value in state.items()
     }

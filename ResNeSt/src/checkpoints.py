@@ -38,7 +38,6 @@ BLOCKS = {name: module.BLOCKS for name, module in _MODULES.items()}
 # Layers with weights: five in each block, a shortcut's in four of them, three in the stem, and the dense one.
 DEPTHS = {name: 5 * sum(blocks) + 8 for name, blocks in BLOCKS.items()}
 HEAD = ("fc.weight", "fc.bias")
-CLASSES = "classes"  # the text beside the parameters that holds the class names
 TORCH_WORDS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 State = Mapping[str, np.ndarray]
@@ -89,16 +88,30 @@ def fill(network: ResNeSt, parameters: State) -> None:
             parameter.set_data(Tensor(parameters[parameter.name].astype(np.float32)))
 
 
-def save(network: ResNeSt, path: str | Path, classes: Sequence[str] | None = None) -> None:
-    """Write the parameters and, if given, the class names in label order to `path`."""
-    facts = {} if classes is None else {CLASSES: json.dumps(list(classes))}
-    save_checkpoint(network.get_parameters(), path, facts)
+class Facts(NamedTuple):
+    """What a checkpoint of train.py tells beside the parameters; None where another one does not.
+
+    classes: names in label order. sizes: image and resize size in pixels that it was evaluated with.
+    """
+
+    classes: Sequence[str] | None = None
+    sizes: tuple[int, int] | None = None
 
 
-def classes_of(path: str | Path) -> list[str] | None:
-    """The class names in label order that `save` stored in `path`; None for a file without them."""
-    stored = None if is_torch_file(path) else read_checkpoint(path).get(CLASSES)
-    return None if stored is None else json.loads(stored)
+NO_FACTS = Facts()
+
+
+def save(network: ResNeSt, path: str | Path, facts: Facts = NO_FACTS) -> None:
+    """Write the parameters and the facts that are known to `path`."""
+    texts = {key: json.dumps(list(fact)) for key, fact in facts._asdict().items() if fact is not None}
+    save_checkpoint(network.get_parameters(), path, texts)
+
+
+def facts_of(path: str | Path) -> Facts:
+    """The facts that `save` stored in `path`."""
+    stored = {} if is_torch_file(path) else read_checkpoint(path)
+    facts = {key: json.loads(stored[key]) for key in Facts._fields if key in stored}
+    return Facts(facts.get("classes"), tuple(facts["sizes"]) if "sizes" in facts else None)
 
 
 def describe(path: str | Path) -> tuple[str, str, int]:

@@ -1,6 +1,7 @@
 """The settings of ResNeSt: the keys of its config files and the flags of its commands."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from src.checkpoints import BACKBONES
@@ -16,6 +17,8 @@ TRAIN = ("train",)
 RUN = ("train", "eval")
 ALL = ("train", "eval", "export")
 
+IMAGENET_CLASSES = 1000
+
 below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 image_size = number(int, lambda value: value >= 32 and value % 32 == 0, "a multiple of 32")
 
@@ -30,10 +33,13 @@ SETTINGS = {
     ),
     "num_classes": Setting("number of classes", positive, ALL),
     "image_size": Setting(
-        "side of the images in pixels, a multiple of 32; none: the backbone's own", optional(image_size), ALL
+        "side of the images in pixels, a multiple of 32; none: the checkpoint's, else the backbone's own",
+        optional(image_size),
+        ALL,
     ),
     "resize_size": Setting(
-        "side of the square that evaluation resizes to before it cuts out the centre; none: the backbone's own",
+        "side of the square that evaluation resizes to before it cuts out the centre; none: the checkpoint's, else the "
+        "backbone's own",
         optional(positive),
         ALL,
     ),
@@ -84,23 +90,12 @@ SETTINGS = {
 def load_config(command: str, description: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The settings of `command` ("train", "eval" or "export") from the config file and the command line.
 
-    Image and resize size are numbers in the result, the backbone's own where none are given.
+    Image and resize size are numbers in the result for "train"; for the others `set_sizes` makes them so.
 
     Raises:
         UserError: as `utils.config.load_config`; also values that do not go together.
     """
     args = load(command, description, SETTINGS, CONFIG, argv=argv)
-    backbone = BACKBONES[args.backbone]
-    if args.image_size is None:
-        args.image_size = backbone.size
-    if args.resize_size is None:
-        # The backbone's own for its own images; in proportion for others.
-        args.resize_size = args.image_size * backbone.resize // backbone.size
-    if args.resize_size < args.image_size:
-        raise UserError(
-            f"a crop of {args.image_size} pixels does not fit into {args.resize_size}; {args.backbone} was trained "
-            f"for a crop of {backbone.size} out of {backbone.resize}, set --resize_size and --image_size"
-        )
     if command != "export" and args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
     if command != "export":
@@ -109,6 +104,7 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
         if args.ckpt_path is None:
             raise UserError(f"{command}.py needs a checkpoint; give it with --ckpt_path")
         return args
+    set_sizes(args, warn=False)  # one may well train for another size
     if args.batch_size < 2:
         raise UserError("--batch_size must be at least 2 in training, or BN has nothing to learn a variance from")
     for key in ("crop_scale", "crop_ratio"):
@@ -121,3 +117,31 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
     if args.finetune and args.ckpt_path is None:
         raise UserError("--finetune starts from a checkpoint; give it with --ckpt_path")
     return args
+
+
+def set_sizes(args: argparse.Namespace, told: tuple[int, int] | None = None, warn: bool = True) -> None:
+    """Fill in image and resize size where none are given.
+
+    Args:
+        told: those of the checkpoint, if it tells; else the backbone's own count.
+        warn: say if others are given than those of the checkpoint, or of the backbone on ImageNet.
+
+    Raises:
+        UserError: the crop does not fit.
+    """
+    backbone = BACKBONES[args.backbone]
+    size, resize = told or (backbone.size, backbone.resize)
+    if args.image_size is None:
+        args.image_size = size
+    if args.resize_size is None:
+        args.resize_size = args.image_size * resize // size  # in proportion for images of another size
+    meant = f"{args.ckpt_path if told else args.backbone} is meant for a crop of {size} out of {resize}"
+    if args.resize_size < args.image_size:
+        raise UserError(
+            f"a crop of {args.image_size} pixels does not fit into {args.resize_size}; {meant}, set --resize_size and "
+            "--image_size"
+        )
+    known = told or args.num_classes == IMAGENET_CLASSES
+    if warn and known and (args.image_size, args.resize_size) != (size, resize):
+        given = f"{args.image_size} out of {args.resize_size}"
+        print(f"warning: {meant}, not of {given}; expect another accuracy", file=sys.stderr, flush=True)

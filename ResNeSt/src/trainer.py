@@ -10,7 +10,7 @@ import mindspore.nn as nn
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
-from src.checkpoints import save
+from src.checkpoints import Facts, save
 from src.dataset import DROPOUT
 from src.evaluation import Evaluation, SumOverDevices, evaluate
 from src.resnest import ResNeSt
@@ -191,7 +191,7 @@ class EvaluateAndKeepBest:
     """Evaluates the network over all devices and keeps the checkpoint of the highest top-1 so far.
 
     Args:
-        network: what is trained. loader: the validation images. path: the best checkpoint.
+        network: what is trained. loader: the validation images, of these `sizes`. path: the best checkpoint.
         best: what `best` was in the run that is resumed, or None.
     """
 
@@ -201,6 +201,7 @@ class EvaluateAndKeepBest:
         loader: Loader,
         batch_size: int,
         path: Path,
+        sizes: tuple[int, int],
         best: dict | None,
         rank: int,
         devices: int,
@@ -211,6 +212,7 @@ class EvaluateAndKeepBest:
         self.loader = loader
         self.batch_size = batch_size
         self.path = path
+        self.sizes = sizes
         self.best = best
         self.rank = rank
         self.devices = devices
@@ -228,7 +230,7 @@ class EvaluateAndKeepBest:
         if self.best is None or result.top() >= self.best["top1"]:
             self.best = {"epoch": epoch, "top1": result.top(), "top5": result.top(1), "loss": result.mean_loss()}
             if self.rank == 0:
-                save(self.network, self.path, self.loader.folder.classes)
+                save(self.network, self.path, Facts(self.loader.folder.classes, self.sizes))
         return result
 
 

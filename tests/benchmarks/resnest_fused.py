@@ -9,12 +9,14 @@ of its own, of the interpreter given, which must have `torch` and the authors' `
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+ENVIRONMENT = dict(os.environ)  # PyTorch's: `utils` limits the instructions of oneDNN, which MindSpore alone needs
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "ResNeSt"), str(ROOT / "tests"), str(ROOT)]
 
@@ -49,7 +51,12 @@ with torch.inference_mode():
 def authors_network(python: str) -> Callable[[int], float] | None:
     """Milliseconds of one inference of the authors' network by batch size; None if `python` cannot run it."""
     process = subprocess.Popen(
-        [python, "-c", TORCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [python, "-c", TORCH],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
     if process.stdout.readline() != "ready\n":
         print(f"no PyTorch: {(process.stderr.read().strip().splitlines() or ['no answer'])[-1]}", flush=True)

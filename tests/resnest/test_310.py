@@ -141,7 +141,7 @@ def copy(place):
 
 
 def infer(script, cwd, program, *words, **variables):
-    kept = {name: value for name, value in os.environ.items() if name != "DEVICE_TARGET"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("DEVICE_TARGET", "BACKEND")}
     return subprocess.run(
         ["bash", script, *map(str, words)],
         cwd=cwd,

@@ -14,8 +14,9 @@ from src.checkpoints import (
     BACKBONES,
     DEPTHS,
     HEAD,
-    classes_of,
+    Facts,
     describe,
+    facts_of,
     fill,
     from_layers,
     from_torch,
@@ -177,14 +178,15 @@ def test_names_of_another_mindconverter_release(files, expected, tmp_path):
 def test_the_way_through_a_file_is_exact(parameters, tmp_path):
     for fused in (False, True):
         cell = network(classes=3, fused=fused)
-        save(cell, tmp_path / "own.ckpt", ["ant", "bee", "cat"])
+        told = Facts(["ant", "bee", "cat"], (64, 96))
+        save(cell, tmp_path / "own.ckpt", told)
         again = network(classes=3, fused=fused)
         assert load(again, tmp_path / "own.ckpt") == []
         assert all(np.array_equal(array, values(again)[name]) for name, array in values(cell).items())
-        assert classes_of(tmp_path / "own.ckpt") == ["ant", "bee", "cat"]
+        assert facts_of(tmp_path / "own.ckpt") == told
         assert describe(tmp_path / "own.ckpt") == ("fused" if fused else "unfused", "resnest50", 3)
     save(cell, tmp_path / "nameless.ckpt")
-    assert classes_of(tmp_path / "nameless.ckpt") is None
+    assert facts_of(tmp_path / "nameless.ckpt") == Facts()
 
 
 @pytest.mark.parametrize("kind", ["unfused", "converted"])
@@ -288,7 +290,8 @@ def test_the_authors_file(expected, tmp_path):
     torch = pytest.importorskip("torch")
     state = {}
     for name, array in torch_state("resnest50").items():
-        state[name] = torch.from_numpy(array)
+        # As state_dict(keep_vars=True) has them.
+        state[name] = torch.nn.Parameter(torch.from_numpy(array), requires_grad="running" not in name)
         if name.endswith("running_var"):
             state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
     cells = {fused: network(fused=fused) for fused in (False, True)}
@@ -305,7 +308,7 @@ def test_the_authors_file(expected, tmp_path):
             cut.write_bytes(path.read_bytes()[:size])
             assert "truncated" in refused(cell, cut)
     assert "set --backbone resnest50" in refused(network("resnest101"), path)
-    assert classes_of(path) is None
+    assert facts_of(path) == Facts()
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ from conftest import ROOT, one_line_error, run_script
 from golden.recipe import value
 from mindspore import Tensor, nn
 from PIL import Image
-from src.checkpoints import fill, from_torch, load, save
-from src.config import load_config
+from src.checkpoints import Facts, fill, from_torch, load, save
+from src.config import SETTINGS, load_config, set_sizes
 from src.resnest50 import resnest50
 
 from utils.cli import UserError
@@ -70,7 +70,7 @@ def place(tmp_path_factory):
     paths = sorted((place / "digits/val").rglob("*.JPEG"))
     logits = network(Tensor(prepared(paths))).asnumpy()
     network.fc.bias.set_data(Tensor(network.fc.bias.asnumpy() - logits.mean(0)))
-    save(network, place / "resnest50.ckpt", CLASSES)
+    save(network, place / "resnest50.ckpt", Facts(CLASSES, (64, 64)))
     logits = logits - logits.mean(0)
     assert len(set(logits.argmax(1))) > 3
     expected = [(str(path), int(path.parent.name), row) for path, row in zip(paths, logits)]
@@ -176,13 +176,18 @@ def test_the_exported_file_predicts_the_same_and_the_manifest_says_how(place, tm
             some = expected[start : start + 3]
             logits = loaded(Tensor(prepared([path for path, _, _ in some]))).asnumpy()
             np.testing.assert_allclose(logits, [row for _, _, row in some], atol=1e-4)
-    else:
-        result = evaluate(place, "--ckpt_path", file, "--predictions", tmp_path / "p.csv", "--output_dir", tmp_path)
-        assert result_lines(result.stdout) == [(hits(expected, 1), 41), (hits(expected, 5), 41)], result.stderr
-        assert [int(row["prediction"]) for row in rows(tmp_path / "p.csv")] == [row.argmax() for _, _, row in expected]
-        for flag, wrong in (("--image_size", "32"), ("--backbone", "resnest101"))[: 2 * batch_size]:
+    # 41 images do not fill the last batch of 3.
+    result = evaluate(place, "--ckpt_path", file, "--predictions", tmp_path / "p.csv", "--output_dir", tmp_path)
+    assert result_lines(result.stdout) == [(hits(expected, 1), 41), (hits(expected, 5), 41)], result.stderr
+    assert [int(row["prediction"]) for row in rows(tmp_path / "p.csv")] == [row.argmax() for _, _, row in expected]
+    if batch_size == 1:
+        for flag, wrong in (("--image_size", "32"), ("--backbone", "resnest101")):
             line = one_line_error(evaluate(place, "--ckpt_path", file, flag, wrong))
             assert f"not {wrong}; set {flag} " in line
+        (tmp_path / "cut.mindir").write_bytes(file.read_bytes()[:1000])
+        for kind, wanted in (("AIR", "is of a later export, to AIR"), ("MINDIR", "cannot be read as a MINDIR file")):
+            (tmp_path / "cut.json").write_text(json.dumps(manifest | {"format": kind}))
+            assert wanted in one_line_error(evaluate(place, "--ckpt_path", tmp_path / "cut.mindir"))
 
 
 def stop_training(command: list, line: str, seconds: float) -> str:
@@ -300,6 +305,7 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
     place, _ = place
     (tmp_path / "truncated.ckpt").write_bytes((place / "resnest50.ckpt").read_bytes()[:100000])
     save(resnest50(5), tmp_path / "five.ckpt")
+    save(resnest50(10), tmp_path / "letters.ckpt", Facts([f"letter {digit}" for digit in CLASSES]))
     (tmp_path / "odd.mindir").write_bytes(b"x")
     (tmp_path / "odd.json").write_text("[]")
     cases = [
@@ -313,6 +319,8 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         ("eval", ["--ckpt_path", tmp_path / "odd.mindir"], "not a manifest"),
         ("train", ["--batch_size", "64"], "set --batch_size lower"),
         ("train", ["--ckpt_path", tmp_path / "five.ckpt"], "--finetune to start with a new head"),
+        ("train", ["--ckpt_path", tmp_path / "letters.ckpt"], "label 0 is letter 0 in"),
+        ("eval", ["--ckpt_path", tmp_path / "letters.ckpt"], "label 0 is letter 0 in"),
         ("train", ["--device_num", "2", "--rank_table_file", tmp_path / "no.json"], "rank table"),
         ("train", ["--resume", tmp_path / "none.ckpt"], "no checkpoint at"),
         ("export", ["--ckpt_path", tmp_path / "five.ckpt"], "set --num_classes 5"),
@@ -341,7 +349,7 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         ("eval", [], "needs a checkpoint; give it with --ckpt_path"),
         ("eval", ["--ckpt_path", "a", "--pretrained", "b"], "one setting with two values"),
         ("eval", ["--ckpt_path", "a", "--image_size", "100"], "a multiple of 32"),
-        ("eval", ["--ckpt_path", "a", "--resize_size", "192"], "resnest50 was trained for a crop of 224 out of 256"),
+        ("train", ["--resize_size", "192"], "resnest50 is meant for a crop of 224 out of 256"),
         ("eval", ["--ckpt_path", "a", "--batch_size", "0"], "too small for eval.py"),
         ("eval", ["--ckpt_path", "a", "--preprocess", "torch"], "invalid choice"),
         ("eval", ["--backbone", "resnest201"], "invalid choice"),
@@ -375,12 +383,23 @@ def test_keys_of_the_config_file_are_checked(tmp_path):
 
 
 @pytest.mark.parametrize("backbone, crop, resize", [(50, 224, 256), (101, 256, 256), (200, 320, 320), (269, 416, 416)])
-def test_sizes_are_those_of_the_document_unless_given(backbone, crop, resize):
+def test_sizes_are_those_of_the_document_unless_the_checkpoint_tells_or_they_are_given(backbone, crop, resize, capsys):
     words = ["--backbone", f"resnest{backbone}", "--ckpt_path", "x"]
-    args = load_config("eval", "", words)
-    assert (args.image_size, args.resize_size, args.preprocess) == (crop, resize, "documented")
-    args = load_config("export", "", [*words, "--image_size", str(2 * crop)])
-    assert (args.image_size, args.resize_size, args.output_dir, args.batch_size) == (2 * crop, 2 * resize, ".", 1)
+    meant = f"resnest{backbone} is meant for a crop of {crop} out of {resize}"
+    for more, told, sizes, warning in (
+        ([], None, (crop, resize), ""),
+        ([], (64, 96), (64, 96), ""),
+        (["--image_size", "128"], (64, 96), (128, 192), "x is meant for a crop of 64 out of 96, not of 128 out of 192"),
+        (["--image_size", str(2 * crop)], None, (2 * crop, 2 * resize), meant),
+        (["--image_size", str(2 * crop), "--num_classes", "10"], None, (2 * crop, 2 * resize), ""),
+    ):
+        args = load_config("eval", "", [*words, *more])
+        set_sizes(args, told)
+        assert (args.image_size, args.resize_size, args.preprocess) == (*sizes, "documented")
+        said = capsys.readouterr().err
+        assert said.startswith(f"warning: {warning}") and said.count("\n") == 1 if warning else not said
+    args = load_config("export", "", words)
+    assert (args.output_dir, args.batch_size) == (".", 1)
 
 
 def test_both_configs_have_the_same_keys():
@@ -389,10 +408,8 @@ def test_both_configs_have_the_same_keys():
 
 
 def test_help_explains_every_flag():
-    flags = ["--config_path", "--device_target", "--device_id", "--batch_size", "--output_dir", "--backbone"]
-    more = {"export": ["--file_format", "--file_name"], "eval": ["--predictions"], "train": ["--resume"]}
-    for script, others in more.items():
-        text = run_script(f"{script}.py", "--help", cwd=FOLDER).stdout
-        for flag in (*flags, "--ckpt_path", "--pretrained", *others):
-            assert flag in text
-        assert text.count("(default: ") >= 11
+    for script in ("train", "eval", "export"):
+        flags = {key for key, setting in SETTINGS.items() if script in setting.users}
+        text = " ".join(run_script(f"{script}.py", "--help", cwd=FOLDER).stdout.split())
+        assert flags | {"config_path", "pretrained"} <= set(re.findall(r" --([a-z0-9_]+)", text))
+        assert text.count("(default: ") >= len(flags)

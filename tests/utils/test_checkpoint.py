@@ -250,3 +250,24 @@ def test_ctrl_c_while_a_file_is_read_is_no_damage(tmp_path):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("refusals", [1, 100])
+def test_memory_that_the_file_cache_has_is_asked_for_once(tmp_path, monkeypatch, refusals):
+    """MindSpore counts free pages; a page is free here as often as given, and then what is free in truth."""
+    net = Small(0)
+    save_checkpoint(net.get_parameters(), tmp_path / "a.ckpt")
+    asked, sysconf = [], os.sysconf
+
+    def pages(name):
+        if name != "SC_AVPHYS_PAGES":
+            return sysconf(name)
+        asked.append(name)
+        return 1e-3 if len(asked) <= refusals else sysconf(name)
+
+    monkeypatch.setattr(os, "sysconf", pages)
+    if refusals == 1:
+        assert load(Small(1), tmp_path / "a.ckpt") == []
+    else:
+        assert "not enough free memory to read" in refused(net, tmp_path / "a.ckpt")
+    assert len(asked) >= 2
