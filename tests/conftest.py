@@ -15,6 +15,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import utils  # noqa: F401  (sets the environment before any test imports mindspore)
 
+# isort: split
+import mindspore
+
+# Once something has run, MindSpore allows the device that has been set only, and none if it has not been set.
+mindspore.set_device("CPU")
+
 MODELS = {"drnet": "DRNet", "resnest": "ResNeSt", "dynamicquant": "DynamicQuant", "ddrnet": "DDRNet"}
 _modules: dict[str, dict] = {}
 _active: list[str] = []
