@@ -116,8 +116,10 @@ class Network:
         return self.cell(self.tensor(self.batch)).asnumpy().astype(np.float32)[: len(images)]
 
 
-def begin(args: argparse.Namespace) -> None:
+def begin(args: argparse.Namespace, images: Path) -> None:
     """Make the result folder ready: remove an earlier run's results, or with --resume see that they are of this one.
+
+    `images` is the folder that holds the class folders.
 
     Raises:
         UserError: they are not.
@@ -126,12 +128,12 @@ def begin(args: argparse.Namespace) -> None:
     old = [path for path in folder.iterdir() if path.name.endswith(ENDING)]
     model = args.model_path.stat()
     settings = (
-        f"MindSpore, model of {model.st_size} bytes and time {model.st_mtime_ns}, resize {args.resize}, "
-        f"crop {args.crop}, {args.interpolation}"
+        f"MindSpore on {args.device_target}, images of {images.resolve()}, model of {model.st_size} bytes and time "
+        f"{model.st_mtime_ns}, resize {args.resize}, crop {args.crop}, {args.interpolation}"
     )
     kept = folder / ".settings"
     if args.resume:
-        before = kept.read_text() if kept.is_file() else "unknown"
+        before = os.fsdecode(kept.read_bytes()) if kept.is_file() else "unknown"
         if old and before != settings:
             raise UserError(
                 f"{folder} is of another run ({before}, now {settings}); leave out --resume or set --output_dir to "
@@ -143,7 +145,7 @@ def begin(args: argparse.Namespace) -> None:
         if old:
             print(f"removed {len(old)} results of an earlier run from {folder}")
     with whole_file(kept) as temporary:
-        temporary.write_text(settings)
+        temporary.write_bytes(os.fsencode(settings))
 
 
 def infer() -> int:
@@ -170,7 +172,7 @@ def infer() -> int:
             network = Network(args)
         if interrupt.asked:
             raise KeyboardInterrupt(interrupt.hint)
-        begin(args)
+        begin(args, folder.paths.root)
         size = network.classes * np.dtype(np.float32).itemsize
         rows = [row for row, path in result.items() if not path.is_file() or path.stat().st_size != size]
         print(f"{len(rows)} of {len(folder)} images to do, {network.classes} classes, {args.device_target}", flush=True)

@@ -51,6 +51,11 @@ absolute() {
   esac
 }
 
+# begin_log LOG: make it, empty.
+begin_log() {
+  : 2>/dev/null >"$1" || fail "cannot write $1; start the script in another folder"
+}
+
 # run_logged LOG COMMAND...: run the command, show both its outputs and keep them in LOG, return its exit status.
 #
 # A signal to the script is passed on and its effect waited for. The command gets a process group of its own (set -m),
@@ -58,7 +63,7 @@ absolute() {
 run_logged() {
   local log=$1 out err out_tee err_tee command='' status=0 before
   shift
-  : 2>/dev/null >"$log" || fail "cannot write $log; start the script in another folder"
+  begin_log "$log"
   # Both append: they write into one file. They end with the outputs, not with a signal.
   exec {out}> >(trap '' INT TERM HUP && exec tee -a -- "$log")
   out_tee=$!

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds out/main: bash build.sh [arguments of cmake, such as -DSANITIZE=ON]
 # MS_LITE_HOME (or LITE_HOME) is the unpacked release of MindSpore Lite, or the folder into which its pip wheel has been
-# unpacked.
+# unpacked. out/lite_home keeps which one it was.
 set -euo pipefail
 home=${MS_LITE_HOME:-${LITE_HOME:-}}
 [[ -z $home || $home == /* ]] || home=$PWD/$home
@@ -41,4 +41,6 @@ cmake -S . -B build -G "Unix Makefiles" -DLITE_INCLUDE="$include" -DLITE_LIBRARY
 cmake --build build -j "$(nproc)"
 mkdir -p out
 cp build/main out/main.part
+rm -f out/lite_home # of another Lite, perhaps; after main, so that it never speaks of another one than this
 mv out/main.part out/main
+(cd -- "$home" && pwd -P) >out/lite_home

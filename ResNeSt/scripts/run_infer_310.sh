@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Accuracy of an exported model on Ascend 310:
 #   bash run_infer_310.sh [MINDIR_PATH] [BACKBONE] [DATASET] [DATA_PATH] [DEVICE_ID(optional, default 0)]
-# Labels (preprocess.py), the inference program (built if its sources are newer), inference, accuracy (postprocess.py).
-# Into the folder of the caller come imagenet_label.json, result_Files/<image>_0.bin (float32 logits), time_Result/,
-# acc.log, and the log of each step. Arguments after -- go to the inference program. --backend mindspore, or the variable
-# BACKEND, takes MindSpore in Python for it instead of the C++ program; INFER_PROGRAM names another program.
+# Labels (preprocess.py), the inference program (built if its sources are newer, or another Lite is named), inference,
+# accuracy (postprocess.py). Into the folder of the caller come imagenet_label.json, result_Files/<image>_0.bin (float32
+# logits), time_Result/, acc.log, and the log of each step. Arguments after -- go to the inference program. --backend
+# mindspore, or the variable BACKEND, takes MindSpore in Python for it instead of the C++ program; INFER_PROGRAM names
+# another program.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -44,10 +45,29 @@ if [[ -d $data/val ]]; then
 fi
 need_python
 
+sources=$MODEL/ascend310_infer
+if [[ -n ${INFER_PROGRAM:-} ]]; then
+  program=("$INFER_PROGRAM")
+  command -v -- "$INFER_PROGRAM" >/dev/null || fail "INFER_PROGRAM $INFER_PROGRAM is no program that can be run"
+elif [[ $backend == mindspore ]]; then
+  program=("$PYTHON" "$MODEL/../utils/infer_310.py")
+else
+  program=("$sources/out/main")
+fi
+for word in "$@"; do # what would part the results from the labels
+  case $word in
+    --model_path | --model_path=* | --dataset_path | --dataset_path=* | --output_dir | --output_dir=*)
+      fail "${word%%=*} after -- is the script's own; model and images stand before --, results come into this folder"
+      ;;
+    -h | --help) fail "$word after -- runs nothing; ask the program itself: ${program[*]} --help" ;;
+  esac
+done
+
 # step NAME COMMAND...: run it with the log NAME.log; if it fails show the end of that and leave with its status.
 step() {
   local name=$1 log=$PWD/$1.log status=0
   shift
+  begin_log "$log" # here, where its message is seen
   if [[ $name == inference ]]; then
     run_logged "$log" "$@" || status=$?
   else
@@ -66,23 +86,23 @@ step() {
   fi
 }
 
-rm -f acc.log # of an earlier run, which must not be taken for this one's
+# is_current: whether out/main is newer than its sources, and of the Lite that is asked for, if one is.
+is_current() {
+  local home=${MS_LITE_HOME:-${LITE_HOME:-}}
+  [[ -x $sources/out/main ]] || return 1
+  [[ -z $home || $(absolute "$home") -ef $(cat -- "$sources/out/lite_home" 2>/dev/null) ]] || return 1
+  [[ -z $(find "$sources" \( -path "$sources/out" -o -path "$sources/build" \) -prune \
+    -o -type f -newer "$sources/out/main" -print -quit) ]]
+}
+
+# Of an earlier run, which must not be taken for this one's.
+rm -f acc.log 2>/dev/null || fail "cannot remove $PWD/acc.log; start the script in another folder"
 labels=$PWD/imagenet_label.json
 step preprocess "$PYTHON" "$MODEL/preprocess.py" --data_path "$data" --output "$labels"
 
-if [[ -n ${INFER_PROGRAM:-} ]]; then
-  program=("$INFER_PROGRAM")
-  command -v -- "$INFER_PROGRAM" >/dev/null || fail "INFER_PROGRAM $INFER_PROGRAM is no program that can be run"
-elif [[ $backend == mindspore ]]; then
-  program=("$PYTHON" "$MODEL/../utils/infer_310.py")
-else
-  sources=$MODEL/ascend310_infer
-  program=("$sources/out/main")
-  if [[ ! -x ${program[0]} || -n $(find "$sources" \( -path "$sources/out" -o -path "$sources/build" \) -prune \
-    -o -type f -newer "${program[0]}" -print -quit) ]]; then
-    step build bash "$sources/build.sh"
-    [[ -x ${program[0]} ]] || fail "$sources/build.sh has not made ${program[0]}; see $PWD/build.log"
-  fi
+if [[ -z ${INFER_PROGRAM:-} && $backend == lite ]] && ! is_current; then
+  step build bash "$sources/build.sh"
+  [[ -x ${program[0]} ]] || fail "$sources/build.sh has not made ${program[0]}; see $PWD/build.log"
 fi
 
 step inference "${program[@]}" --model_path "$model" --dataset_path "$data" --device_target "${DEVICE_TARGET:-Ascend}" \

@@ -58,8 +58,9 @@ def lite_home() -> Path:
 
 
 def run(words: list, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Run a command without this process's device and Lite settings."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("DEVICE_TARGET", "BACKEND", "LITE_HOME")}
+    """Run a command without this process's device, program and Lite settings."""
+    dropped = ("DEVICE_TARGET", "BACKEND", "INFER_PROGRAM", "MS_LITE_HOME", "LITE_HOME")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return subprocess.run(
         [str(word) for word in words],
         cwd=cwd,
@@ -104,6 +105,13 @@ def program(model: str = "ResNeSt", *options: str) -> Path:
 
 def tensors(paths: list[Path], resize: int, crop: int, interpolation: str, output: Path) -> np.ndarray:
     """What the program gives to its model for these images, float32 (N, 3, crop, crop); `output` is a file to use."""
+    result = run([tensors_program(), resize, crop, interpolation, output, *paths], ROOT)
+    assert result.returncode == 0, result.stderr
+    return np.fromfile(output, np.float32).reshape(len(paths), 3, crop, crop)
+
+
+def tensors_program() -> Path:
+    """tensors.cc with the program's preprocessing."""
     folder = ROOT / "ResNeSt" / "ascend310_infer"
     files = [Path(__file__).with_name("tensors.cc"), folder / "src" / "preprocess.cc", folder / "src" / "resample.cc"]
     headers = [folder / "inc" / name for name in ("preprocess.h", "resample.h")]
@@ -118,10 +126,7 @@ def tensors(paths: list[Path], resize: int, crop: int, interpolation: str, outpu
         result = run([*words, "-lopencv_imgcodecs", "-lopencv_core", "-o", target / "tensors"], target)
         assert result.returncode == 0, result.stderr[-4000:]
 
-    tool = once(f"tensors-{content(*files, *headers)}", build) / "tensors"
-    result = run([tool, resize, crop, interpolation, output, *paths], ROOT)
-    assert result.returncode == 0, result.stderr
-    return np.fromfile(output, np.float32).reshape(len(paths), 3, crop, crop)
+    return once(f"tensors-{content(*files, *headers)}", build) / "tensors"
 
 
 if __name__ == "__main__":

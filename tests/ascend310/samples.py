@@ -8,8 +8,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 JPEGS = ("jpeg", "4:4:4", "progressive", "grey", "exif", "cmyk")
-PNGS = ("png", "palette", "alpha", "grey png", "deep", "deep grey")
-KINDS = (*JPEGS, *PNGS)
+PNGS = ("png", "palette", "alpha", "grey png", "exif png", "deep", "deep grey", "exif deep grey")
+BMPS = ("bmp", "palette bmp", "grey bmp", "alpha bmp")
+WEBPS = ("webp", "alpha webp", "exif webp", "lossy webp", "lossy alpha webp")
+KINDS = (*JPEGS, *PNGS, *BMPS, *WEBPS)
+ENDINGS = {"JPEG": JPEGS, "png": PNGS, "bmp": BMPS, "webp": WEBPS}
 
 
 def digit(number: int, width: int, height: int, rng: np.random.Generator) -> Image.Image:
@@ -23,22 +26,29 @@ def digit(number: int, width: int, height: int, rng: np.random.Generator) -> Ima
 def write(image: Image.Image, kind: str, path: Path) -> None:
     """Write the RGB image as one of `KINDS`."""
     pixels = np.asarray(image)
-    if kind == "deep":  # 16 bits a channel
+    words = kind.split()
+    options = {"4:4:4": {"subsampling": 0}, "progressive": {"progressive": True, "quality": 90}}.get(kind, {})
+    if "webp" in words:
+        options["lossless"] = "lossy" not in words
+    if "exif" in words:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6  # orientation
+    if "deep" in words and "grey" in words:  # 16 bits; most levels above 255 are clipped
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 2)
+    elif "deep" in words:  # 16 bits a channel, which Pillow cannot write
         cv2.imwrite(str(path), pixels[..., ::-1].astype(np.uint16) * 257 + 100)
-    elif kind == "deep grey":  # most levels above 255 are clipped
-        cv2.imwrite(str(path), np.asarray(image.convert("L")).astype(np.uint16) * 2)
-    elif kind == "alpha":
+        return
+    elif "grey" in words:
+        image = image.convert("L")
+    elif "palette" in words:
+        image = image.quantize(32)
+    elif "alpha" in words:
         image.putalpha(Image.fromarray(pixels[..., 0] // 2))
-        image.save(path)
-    elif kind == "exif":
-        exif = Image.Exif()
-        exif[0x0112] = 6  # orientation
-        image.save(path, exif=exif)
-    else:
-        options = {"4:4:4": {"subsampling": 0}, "progressive": {"progressive": True, "quality": 90}}.get(kind, {})
-        mode = {"grey": "L", "grey png": "L", "cmyk": "CMYK"}.get(kind)
-        image = image.quantize(32) if kind == "palette" else image.convert(mode) if mode else image
-        image.save(path, **options)
+    elif "cmyk" in words:  # what the three inks have in common is printed in black
+        inks = 255 - pixels
+        black = inks.min(2, keepdims=True)
+        image = Image.fromarray(np.concatenate([inks - black, black], 2), "CMYK")
+    image.save(path, **options)
 
 
 def make(folder: Path, count: int, largest: int = 700) -> list[Path]:
@@ -51,9 +61,8 @@ def make(folder: Path, count: int, largest: int = 700) -> list[Path]:
         if number % 25 == 24:
             width, height = ((1, 50), (50, 1), (1, 1), (1200, 20))[number // 25 % 4]
         kind = KINDS[number % len(KINDS)]
-        path = (
-            folder / str(targets[number]) / f"{number:05d} {kind.replace(':', '')}.{'JPEG' if kind in JPEGS else 'png'}"
-        )
+        (ending,) = (ending for ending, kinds in ENDINGS.items() if kind in kinds)
+        path = folder / str(targets[number]) / f"{number:05d} {kind.replace(':', '')}.{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(digit(number, width, height, rng), kind, path)
         paths.append(path)

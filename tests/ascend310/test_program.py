@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, one_line_error
 from mindspore.train.mind_ir_pb2 import ModelProto
+from PIL import Image
 
 sys.path.insert(0, str(ROOT / "tests" / "ascend310"))
 import samples
@@ -110,6 +111,12 @@ def test_threads_change_nothing(main, expected, data, place, threads):
     assert results(place) == expected
 
 
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_threads_of_the_model_change_nothing(main, expected, data, place, threads):
+    assert infer(main, data, place, "--model_threads", threads).returncode == 0
+    assert results(place) == expected
+
+
 def edited(place: Path, batch: int) -> Path:
     """The model, exported as for another batch size; -1 for any."""
     model = ModelProto.FromString(MODEL.read_bytes())
@@ -147,10 +154,17 @@ def spoil(data: Path, place: Path) -> tuple[Path, list[str]]:
     progressive[0].write_bytes(progressive[0].read_bytes()[: progressive[0].stat().st_size // 3])
     png[0].write_bytes(png[0].read_bytes()[:-100])
     png[1].write_bytes(png[1].read_bytes()[:30])
+    # More pixels than Pillow takes, by the header; there are none to decode.
+    content = png[2].read_bytes()
+    png[2].write_bytes(content[:16] + 2 * (13_378).to_bytes(4, "big") + content[24:])
+    for path, marker in ((jpeg[6], b"\xff\xc0"), (progressive[1], b"\xff\xc2")):
+        before, after = path.read_bytes().split(marker, 1)
+        path.write_bytes(before + marker + after[:3] + 2 * (40_000).to_bytes(2, "big") + after[7:])
     return copy, [
         *(f"{jpeg[0]} is empty", f"{jpeg[1]} is truncated", f"{jpeg[2]} is truncated"),
         *(f"{jpeg[3]} cannot be read as an image", f"{jpeg[4]} is truncated", f"{jpeg[5]} cannot be opened"),
         *(f"{progressive[0]} is truncated", f"{png[0]} is truncated", f"{png[1]} is truncated"),
+        *(f"{path} has too many pixels" for path in (jpeg[6], progressive[1], png[2])),
     ]
 
 
@@ -181,7 +195,10 @@ def test_no_image_can_be_read(main, place):
 
 
 def test_where_images_are_found(main, expected, data, place):
-    """A flat folder; a root with val/; endings in any case; hidden folders and other files left alone."""
+    """A flat folder; a root with val/; endings in any case; hidden folders and other files left alone.
+
+    What counts is the content, not the ending.
+    """
     paths = sorted(data.glob("*/*"))[:6]
     for number, path in enumerate(paths):
         suffix = (".jpg", ".jpeg", ".JPEG", ".png", ".PNG", ".JPG")[number]
@@ -193,6 +210,11 @@ def test_where_images_are_found(main, expected, data, place):
         result = infer(main, place / folder, place)
         assert result.returncode == 0, result.stderr
         assert results(place) == {path.stem: expected[path.stem] for path in paths}
+    path = next(data.glob("*/????? png.png"))
+    (place / "tiff").mkdir()
+    Image.open(path).save(place / "tiff" / f"{path.stem}.jpg", format="TIFF")
+    assert infer(main, place / "tiff", place).returncode == 0
+    assert results(place) == {path.stem: expected[path.stem]}
 
 
 # ----- what cannot run -----
@@ -350,14 +372,70 @@ def test_resume_needs_the_same_run(main, expected, data, place):
     victim.write_bytes(b"cut")
     assert "239 of 240 images are done already\n" in texts("--resume")
     assert results(place) == expected
-    for other in (["--interpolation", "bicubic"], ["--resize", "300"], ["--model_path", edited(place, 1)]):
-        error = one_line_error(infer(main, data, place, "--resume", *other))
+    (place / "root").mkdir()  # the same images
+    (place / "root" / "val").symlink_to(data)
+    assert "240 of 240 images are done already\n" in texts("--resume", "--dataset_path", place / "root")
+    same_names = shutil.copytree(data, place / "same names")
+
+    def refused(*more):
+        error = one_line_error(infer(main, data, place, "--resume", *more))
         assert "result_Files is of another run (" in error and "leave out --resume" in error
+
+    refused("--interpolation", "bicubic")
+    refused("--resize", "300")
+    refused("--model_path", edited(place, 1))
+    refused("--dataset_path", same_names)
+    settings = place / "result_Files" / ".settings"
+    before = settings.read_text()
+    settings.write_text(before.replace(" on CPU, ", " on Ascend, "))  # as if there had been one
+    refused()
+    settings.write_text(before)
     assert results(place) == expected
     (place / "result_Files" / "old_0.bin").write_bytes(b"1234")
     assert f"removed 241 results of an earlier run from {place}/result_Files\n" in texts("--interpolation", "bicubic")
     assert results(place).keys() == expected.keys() and results(place) != expected
     assert len(read_logits(victim)) == 10
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_what_a_killed_run_left_is_removed(main, expected, data, place, more):
+    """Temporary files of another process, and nothing that is called otherwise."""
+    others = {"result_Files": [".12a.part", "12.part", "..part"], "time_Result": [".part"]}
+    for folder, names in others.items():
+        (place / folder).mkdir()
+        for name in (".4194304.part", *names):
+            (place / folder / name).write_bytes(b"half")
+    assert infer(main, data, place, *more).returncode == 0
+    assert results(place) == expected
+    for folder, names in others.items():
+        left = {path.name for path in (place / folder).iterdir() if path.name.endswith(".part")}
+        assert left == set(names)
+
+
+# Put before the program: SIGINT as soon as it is caught, which is before the model is loaded.
+SIGINT_AT_ONCE = """
+#include <dlfcn.h>
+#include <signal.h>
+int sigaction(int number, const struct sigaction* action, struct sigaction* before) {
+  int (*real)(int, const struct sigaction*, struct sigaction*) = dlsym(RTLD_NEXT, "sigaction");
+  int status = real(number, action, before);
+  if (number == SIGINT && action) raise(SIGINT);
+  return status;
+}
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_interrupted_before_the_first_image(main, data, place, more):
+    """Status 130, one line, and the results of an earlier run are still there."""
+    words = ["c++", "-D_GNU_SOURCE", "-w", "-shared", "-fPIC", "-x", "c", "-", "-o", place / "early.so"]
+    subprocess.run(words, input=SIGINT_AT_ONCE, text=True, check=True)
+    earlier = place / "result_Files" / "earlier_0.bin"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"1234")
+    result = infer(main, data, place, *more, LD_PRELOAD="./early.so")  # its path must have no space
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+    assert [path.name for path in earlier.parent.iterdir()] == [earlier.name]
 
 
 def test_the_progress_on_a_terminal(main, expected, many, place):

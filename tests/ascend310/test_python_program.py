@@ -1,5 +1,6 @@
 """utils/infer_310.py, the program in Python; that its results are those of the C++ program, test_program.py tests."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,17 @@ def test_damaged_images_and_resume(data, tmp_path):
     cut = place / "result_Files" / f"{next(iter(before))}_0.bin"
     cut.write_bytes(b"cut")
     kept = {path: path.stat().st_mtime_ns for path in cut.parent.glob("*_0.bin") if path != cut}
-    error = one_line_error(infer(data, place, "--resume", "--interpolation", "bicubic"))
-    assert "result_Files is of another run (" in error
+    same_names = shutil.copytree(data, tmp_path / "same names")
+    settings = cut.parent / ".settings"
+    right = settings.read_text()
+    for more, text in {
+        ("--interpolation", "bicubic"): right,
+        ("--dataset_path", same_names): right,
+        (): right.replace(" on CPU, ", " on GPU, "),
+    }.items():
+        settings.write_text(text)
+        assert "result_Files is of another run (" in one_line_error(infer(data, place, "--resume", *more))
+    settings.write_text(right)
     result = infer(data, place, "--resume")
     assert (result.returncode, result.stderr) == (0, "") and "3 of 24 images to do" in result.stdout
     assert kept == {path: path.stat().st_mtime_ns for path in kept}

@@ -59,6 +59,15 @@ def accuracies(model: str, result: subprocess.CompletedProcess, place: Path) -> 
     return [scale * float(figure) for figure in re.fullmatch(LINES[model], lines).groups()]
 
 
+def test_the_users_settings_stay_out(place, monkeypatch):
+    """What these tests run must not depend on them."""
+    names = ("DEVICE_TARGET", "BACKEND", "INFER_PROGRAM", "MS_LITE_HOME", "LITE_HOME")
+    for name in names:
+        monkeypatch.setenv(name, "of the user")
+    lines = run(["env"], place, LITE_HOME="of the test").stdout.splitlines()
+    assert [line for line in lines if line.split("=")[0] in names] == ["LITE_HOME=of the test"]
+
+
 @pytest.mark.parametrize("model", ARGUMENTS)
 def test_from_the_model_file_to_the_accuracy(model, copy, digits, place):
     """Built, run on the CPU and counted; a second run does not build; MindSpore in Python gives the same."""
@@ -88,9 +97,7 @@ def test_a_damaged_image_and_a_failing_build(copy, digits, place):
     shutil.copytree(digits, data)
     victim = min((data / "val").glob("*/*"))
     victim.write_bytes(victim.read_bytes()[:200])
-    target = copy / "DDRNet" / "ascend310_infer" / "out" / "main"
-    target.parent.mkdir()
-    shutil.copy(program(), target)
+    shutil.copytree(program().parent, copy / "DDRNet" / "ascend310_infer" / "out")
     command = script(copy, "DDRNet", data)
     # Under PYTHONUNBUFFERED, too, a line is in the log in one piece.
     variables = {"DEVICE_TARGET": "CPU", "MS_LITE_HOME": str(lite_home()), "PYTHONUNBUFFERED": "1"}
@@ -149,7 +156,10 @@ def test_what_building_needs(copy, place):
 
 
 def test_the_layout_of_a_release(copy, digits, place):
-    """The library and the headers under runtime/, in a path with a space; LITE_HOME, the older name."""
+    """The library and the headers under runtime/, in a path with a space; LITE_HOME, the older name.
+
+    Another name of that folder changes nothing; another folder, and the program is built with that.
+    """
     program()  # skips where a tool is missing
     home = place / "a release"
     wheel = lite_home() / "mindspore_lite"
@@ -158,6 +168,22 @@ def test_the_layout_of_a_release(copy, digits, place):
     for path in (wheel / "lib").iterdir():
         (home / "runtime" / "lib" / path.name).symlink_to(path)
     (home / "runtime" / "lib" / "libmindspore-lite.so").symlink_to(wheel / "lib" / "libmindspore-extendrt_python.so")
-    variables = {"DEVICE_TARGET": "CPU", "MS_LITE_HOME": "", "LITE_HOME": home.name}  # relative to the caller's folder
-    result = run(script(copy, "ResNeSt", digits), place, **variables)
-    assert accuracies("ResNeSt", result, place)[0] >= 96
+    command = script(copy, "ResNeSt", digits)
+    main = copy / "ResNeSt" / "ascend310_infer" / "out" / "main"
+
+    def built(**variables):
+        """With which Lite, if it was."""
+        (place / "build.log").unlink(missing_ok=True)
+        result = run(command, place, DEVICE_TARGET="CPU", **variables)
+        assert accuracies("ResNeSt", result, place)[0] >= 96
+        return (main.parent / "lite_home").read_text() if (place / "build.log").exists() else None
+
+    assert built(LITE_HOME=home.name) == f"{home}\n"  # relative to the caller's folder
+    (place / "a link").symlink_to(home)
+    for same in ({"MS_LITE_HOME": f"{home}/"}, {"MS_LITE_HOME": "a link", "LITE_HOME": "nowhere"}, {}):
+        assert built(**same) is None
+    assert built(MS_LITE_HOME=str(lite_home()), LITE_HOME=str(home)) == f"{lite_home().resolve()}\n"
+    assert str(home).encode() not in main.read_bytes()
+    result = run(command, place, DEVICE_TARGET="CPU", MS_LITE_HOME="nowhere")
+    assert f"MS_LITE_HOME names {place}/nowhere, which is no folder" in one_line_error(result)
+    assert not (place / "acc.log").exists()

@@ -258,7 +258,8 @@ def program(tmp_path):
 
 
 def environment(program, **variables):
-    kept = {name: value for name, value in os.environ.items() if name not in ("DEVICE_TARGET", "PYTHONUNBUFFERED")}
+    dropped = ("DEVICE_TARGET", "BACKEND", "MS_LITE_HOME", "LITE_HOME", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**kept, "PYTHON": sys.executable, "INFER_PROGRAM": str(program), **variables}
 
 
@@ -350,6 +351,33 @@ def test_step_that_cannot_start(data, place, program):
     assert last == "error: this device is busy; wait"
 
 
+@pytest.mark.parametrize("backend", ["INFER_PROGRAM", "lite", "mindspore"])
+def test_flags_that_would_part_results_and_labels(data, place, program, backend):
+    """The paths are the script's own, and --help computes nothing: nothing is run."""
+    write_results(place / "result_Files", images(data))  # of an earlier run
+    words = ["ddrnet 23.mindir", "imagenet", data]
+    words += [] if backend == "INFER_PROGRAM" else ["--backend", backend]
+    before = sorted(place.rglob("*"))
+
+    def error(*more):
+        return one_line_error(infer(place, program if backend == "INFER_PROGRAM" else "", *words, "--", *more))
+
+    for flag in ("--model_path", "--dataset_path", "--output_dir"):
+        for given in ([flag, "elsewhere"], [f"{flag}=elsewhere"]):
+            assert error("--leave", "0", *given).startswith(f"error: {flag} after -- is the script's own; ")
+    name = {"INFER_PROGRAM": program, "lite": "ascend310_infer/out/main", "mindspore": "utils/infer_310.py"}[backend]
+    for flag in ("--help", "-h"):
+        assert error(flag).endswith(f"{name} --help")
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["acc.log", "preprocess.log", "inference.log"])
+def test_a_log_that_cannot_be_written(data, place, program, name):
+    (place / name).mkdir()
+    error = one_line_error(infer(place, program, "ddrnet 23.mindir", "imagenet", data))
+    assert f" {place}/{name}; start the script in another folder" in error
+
+
 @pytest.fixture
 def copy(place):
     """A copy of what the script needs, without the program's sources."""
@@ -360,21 +388,22 @@ def copy(place):
     return copy
 
 
-def test_build(data, place, program, copy):
-    """Built at first, not again, again after a change; a build that fails."""
+def test_build(data, place, tmp_path, program, copy):
+    """Built at first, not again, again after a change or for another Lite; a build that fails."""
     script = copy / "DDRNet" / "scripts" / SCRIPT.name
     sources = copy / "DDRNet" / "ascend310_infer"
     (sources / "src").mkdir(parents=True)
     (sources / "src" / "main.cc").write_text("one\n")
     (sources / "build.sh").write_text(
         f'cd "$(dirname "$0")"\necho building\nmkdir -p out\ncp {shlex.quote(str(program))} out/main\ntouch out/built\n'
+        'echo "${MS_LITE_HOME:-}" >out/lite_home\n'
     )
     os.utime(sources / "src" / "main.cc", (1, 1))
     os.utime(sources / "build.sh", (1, 1))
 
-    def run():
+    def run(**variables):
         (sources / "out" / "built").unlink(missing_ok=True)
-        result = infer(place, "", "ddrnet 23.mindir", "imagenet", data, script=script)
+        result = infer(place, "", "ddrnet 23.mindir", "imagenet", data, script=script, **variables)
         return result, (sources / "out" / "built").exists()
 
     result, built = run()
@@ -382,6 +411,18 @@ def test_build(data, place, program, copy):
     assert built and (place / "build.log").read_text() == "building\n"
     result, built = run()
     assert result.returncode == 0 and not built
+    homes = [tmp_path / "one lite", tmp_path / "another"]
+    for home in homes:
+        home.mkdir()
+        assert run(MS_LITE_HOME=str(home))[1] and not run(MS_LITE_HOME=str(home))[1] and not run()[1]
+    assert not run(MS_LITE_HOME=os.path.relpath(homes[1], place))[1] and not run(LITE_HOME=f"{homes[1]}/")[1]
+    assert not run(MS_LITE_HOME=str(homes[1]), LITE_HOME=str(homes[0]))[1] and run(LITE_HOME=str(homes[0]))[1]
+    (place / "build.log").unlink()
+    (place / "build.log").mkdir()
+    (sources / "out" / "main").unlink()
+    assert f"cannot write {place}/build.log; start" in one_line_error(run()[0])
+    (place / "build.log").rmdir()
+    assert run()[1]
     late = time.time() + 10
     os.utime(sources / "src" / "main.cc", (late, late))
     assert run()[1]

@@ -47,7 +47,7 @@ def place(tmp_path):
 
 def environment(place, **variables):
     # The last one makes Python write a line and its end separately, and the two outputs meet in one log.
-    names = ("DEVICE_TARGET", "DEVICE_NUM", "INFER_PROGRAM", "PYTHONUNBUFFERED")
+    names = ("DEVICE_TARGET", "DEVICE_NUM", "INFER_PROGRAM", "BACKEND", "PYTHONUNBUFFERED")
     kept = {name: value for name, value in os.environ.items() if name not in names}
     return {**kept, "PYTHON": str(place / "my python"), **variables}
 

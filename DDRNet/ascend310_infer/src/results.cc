@@ -12,12 +12,14 @@
 #include <string_view>
 
 #include "error.h"
+#include "images.h"
 
 namespace fs = std::filesystem;
 
 namespace {
 
 constexpr std::string_view kEnding = "_0.bin";
+constexpr std::string_view kPart = ".part";
 constexpr const char* kSettings = ".settings";
 constexpr const char* kTimes = "test_perform_static.txt";
 
@@ -27,7 +29,7 @@ constexpr const char* kTimes = "test_perform_static.txt";
 
 // Writes a file under a temporary name and renames it, so that a file with its own name is whole.
 void WriteWhole(const fs::path& path, const std::string& content) {
-  const fs::path temporary = path.parent_path() / ("." + std::to_string(getpid()) + ".part");
+  const fs::path temporary = path.parent_path() / ("." + std::to_string(getpid()) + std::string(kPart));
   errno = 0;
   std::ofstream file(temporary, std::ios::binary);
   file << content;
@@ -49,22 +51,33 @@ std::string ReadText(const fs::path& path) {
   return text.str();
 }
 
-// All that the logits depend on besides the images.
+// All that the logits depend on besides the content of the images.
 std::string Settings(const Options& options) {
   struct stat model {};
   if (stat(options.model_path.c_str(), &model) != 0) {
     throw Error("cannot read " + options.model_path + ": " + std::strerror(errno));
   }
   std::ostringstream text;
-  text << "MindSpore Lite, model of " << model.st_size << " bytes and time " << model.st_mtim.tv_sec << '.'
-       << model.st_mtim.tv_nsec << ", resize " << options.resize << ", crop " << options.crop << ", "
-       << (options.interpolation == Filter::kBilinear ? "bilinear" : "bicubic");
+  text << "MindSpore Lite on " << options.device_target << ", images of "
+       << fs::canonical(ImageRoot(options.dataset_path)).string() << ", model of " << model.st_size
+       << " bytes and time " << model.st_mtim.tv_sec << '.' << model.st_mtim.tv_nsec << ", resize " << options.resize
+       << ", crop " << options.crop << ", " << (options.interpolation == Filter::kBilinear ? "bilinear" : "bicubic");
   return text.str();
 }
 
+bool EndsWith(std::string_view name, std::string_view ending) {
+  return name.size() >= ending.size() && name.substr(name.size() - ending.size()) == ending;
+}
+
 bool IsResult(const fs::directory_entry& entry) {
+  return EndsWith(entry.path().filename().string(), kEnding);
+}
+
+// Whether this is the temporary file of a `WriteWhole` that was killed.
+bool IsPart(const fs::directory_entry& entry) {
   const std::string name = entry.path().filename().string();
-  return name.size() >= kEnding.size() && name.compare(name.size() - kEnding.size(), kEnding.size(), kEnding) == 0;
+  return name.front() == '.' && EndsWith(name, kPart) && name.size() > 1 + kPart.size() &&
+         name.find_first_not_of("0123456789", 1) == name.size() - kPart.size();
 }
 
 }  // namespace
@@ -85,9 +98,12 @@ Results::Results(const Options& options)
 
 size_t Results::Begin() try {
   const std::string settings = Settings(options_);
-  std::vector<fs::path> old;
-  for (const fs::directory_entry& entry : fs::directory_iterator(results_)) {
-    if (IsResult(entry)) old.push_back(entry.path());
+  std::vector<fs::path> old, parts;
+  for (const fs::path& folder : {results_, times_}) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+      if (IsPart(entry)) parts.push_back(entry.path());
+      if (folder == results_ && IsResult(entry)) old.push_back(entry.path());
+    }
   }
   if (options_.resume) {
     const std::string before = ReadText(results_ / kSettings);
@@ -99,6 +115,7 @@ size_t Results::Begin() try {
     for (const fs::path& path : old) fs::remove(path);
     fs::remove(times_ / kTimes);
   }
+  for (const fs::path& path : parts) fs::remove(path);
   WriteWhole(results_ / kSettings, settings);
   return options_.resume ? 0 : old.size();
 } catch (const fs::filesystem_error& error) {

@@ -13,7 +13,8 @@ class Results {
   explicit Results(const Options& options);
 
   // To be called before the first `Write`: without --resume, removes what is left of an earlier run and returns how many
-  // results that were. With it, throws Error if they are of another model or of images prepared otherwise.
+  // results that were. With it, throws Error if they are of another model, device target or data set, or of images
+  // prepared otherwise. In both cases, removes what writing left that was killed.
   size_t Begin();
 
   // Whether the image's `classes` logits are there already.

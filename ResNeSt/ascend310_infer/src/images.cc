@@ -30,8 +30,10 @@ std::vector<fs::path> List(const fs::path& folder) {
 
 }  // namespace
 
+fs::path ImageRoot(const fs::path& given) { return fs::is_directory(given / "val") ? given / "val" : given; }
+
 std::vector<ImageFile> FindImages(const fs::path& given) try {
-  const fs::path root = fs::is_directory(given / "val") ? given / "val" : given;
+  const fs::path root = ImageRoot(given);
   if (!fs::is_directory(root)) throw Error("no folder " + root.string() + "; set --dataset_path to the images");
   std::vector<fs::path> flat, sorted;
   for (const fs::path& entry : List(root)) {

@@ -90,6 +90,10 @@ int Run(int argc, char** argv) {
   std::vector<ImageFile> images = FindImages(options.dataset_path);
   Results results(options);
   Classifier classifier(options);
+  if (interrupted) {  // while the model was loaded: an earlier run's results stay
+    std::cerr << "interrupted" << std::endl;
+    return kInterrupted;
+  }
   if (const size_t removed = results.Begin()) {
     std::cout << "removed " << removed << " results of an earlier run from " << results.folder().string() << '\n';
   }

@@ -15,7 +15,7 @@ namespace {
 using Bytes = std::vector<uint8_t>;
 
 // As Pillow, which takes larger ones for an attack.
-constexpr int64_t kMostPixels = 2 * (int64_t{1024} * 1024 * 1024 / 4 / 3);
+constexpr uint64_t kMostPixels = 2 * (uint64_t{1024} * 1024 * 1024 / 4 / 3);
 
 // What each level of each channel becomes.
 using Levels = std::array<std::array<float, 256>, 3>;
@@ -35,8 +35,22 @@ bool StartsWith(const Bytes& content, std::string_view start) {
   return content.size() >= start.size() && std::memcmp(content.data(), start.data(), start.size()) == 0;
 }
 
-// Whether a JPEG has its end marker. OpenCV decodes what there is of a truncated one and paints the rest grey.
-bool IsWholeJpeg(const Bytes& content) {
+// What the walk through a file's segments or chunks finds, so far as can be told before decoding.
+struct Outline {
+  bool whole = false;
+  uint64_t pixels = 0;
+};
+
+// The number in `count` bytes from `at` on, or what there is of them.
+uint64_t BigEndian(const Bytes& content, size_t at, size_t count) {
+  uint64_t number = 0;
+  for (const size_t end = std::min(at + count, content.size()); at < end; ++at) number = 256 * number + content[at];
+  return number;
+}
+
+// A JPEG is whole if it has its end marker. OpenCV decodes what there is of a truncated one and paints the rest grey.
+Outline WalkJpeg(const Bytes& content) {
+  Outline outline;
   size_t at = 2;
   while (at + 1 < content.size()) {
     if (content[at] != 0xFF || content[at + 1] == 0xFF) {  // coded data, or a fill byte
@@ -45,30 +59,38 @@ bool IsWholeJpeg(const Bytes& content) {
     }
     const uint8_t marker = content[at + 1];
     at += 2;
-    if (marker == 0xD9) return true;
+    if (marker == 0xD9) {
+      outline.whole = true;
+      return outline;
+    }
     if (marker <= 0x01 || (marker >= 0xD0 && marker <= 0xD8)) continue;  // markers without a segment
-    if (at + 1 >= content.size()) return false;
-    at += 256 * content[at] + content[at + 1];
+    if (at + 1 >= content.size()) return outline;
+    if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {  // start of frame
+      outline.pixels = std::max(outline.pixels, BigEndian(content, at + 3, 2) * BigEndian(content, at + 5, 2));
+    }
+    at += BigEndian(content, at, 2);
   }
-  return false;
+  return outline;
 }
 
-// Whether a PNG has its last chunk. libpng would find that out too, but with lines of its own on stderr.
-bool IsWholePng(const Bytes& content) {
+// A PNG is whole if it has its last chunk. libpng would find that out too, but with lines of its own on stderr.
+Outline WalkPng(const Bytes& content) {
+  Outline outline;
   size_t at = 8;
-  while (at + 12 <= content.size()) {
-    if (std::memcmp(&content[at + 4], "IEND", 4) == 0) return true;
-    size_t length = 0;
-    for (size_t k = 0; k < 4; ++k) length = 256 * length + content[at + k];
-    at += 12 + length;
+  while (at + 12 <= content.size() && !outline.whole) {
+    if (std::memcmp(&content[at + 4], "IHDR", 4) == 0) {
+      outline.pixels = BigEndian(content, at + 8, 4) * BigEndian(content, at + 12, 4);
+    }
+    outline.whole = std::memcmp(&content[at + 4], "IEND", 4) == 0;
+    at += 12 + BigEndian(content, at, 4);
   }
-  return false;
+  return outline;
 }
 
-bool IsWhole(const Bytes& content) {
-  if (StartsWith(content, "\xFF\xD8")) return IsWholeJpeg(content);
-  if (StartsWith(content, "\x89PNG")) return IsWholePng(content);
-  return true;  // as far as can be told before decoding
+Outline Walk(const Bytes& content) {
+  if (StartsWith(content, "\xFF\xD8")) return WalkJpeg(content);
+  if (StartsWith(content, "\x89PNG")) return WalkPng(content);
+  return {true, 0};  // not known before decoding
 }
 
 // PNG with one channel of 16 bits: its header's bit depth and colour type.
@@ -76,18 +98,21 @@ bool IsGrey16(const Bytes& content) {
   return StartsWith(content, "\x89PNG") && content.size() > 25 && content[24] == 16 && content[25] == 0;
 }
 
+// Pillow does not rotate, whatever EXIF says.
+constexpr int kAsStored = cv::IMREAD_IGNORE_ORIENTATION;
+
 // BGR; empty if it cannot be decoded.
 cv::Mat Decode(const Bytes& content) {
   if (IsGrey16(content)) {
     // OpenCV would take the upper byte. Pillow clips at 255.
-    const cv::Mat grey = cv::imdecode(content, cv::IMREAD_GRAYSCALE | cv::IMREAD_ANYDEPTH);
+    const cv::Mat grey = cv::imdecode(content, kAsStored | cv::IMREAD_GRAYSCALE | cv::IMREAD_ANYDEPTH);
     cv::Mat clipped, image;
     if (grey.empty()) return image;
     grey.convertTo(clipped, CV_8U);
     cv::merge(std::vector<cv::Mat>(3, clipped), image);
     return image;
   }
-  return cv::imdecode(content, cv::IMREAD_COLOR | cv::IMREAD_IGNORE_ORIENTATION);
+  return cv::imdecode(content, kAsStored | cv::IMREAD_COLOR);
 }
 
 }  // namespace
@@ -101,10 +126,12 @@ Prepared Preprocess::operator()(const std::filesystem::path& path) const try {
   Bytes content(static_cast<size_t>(std::max<std::streamoff>(size, 0)));
   file.seekg(0).read(reinterpret_cast<char*>(content.data()), size);
   if (!file) return {{}, "cannot be read"};
-  if (!IsWhole(content)) return {{}, "is truncated"};
+  const Outline outline = Walk(content);
+  if (!outline.whole) return {{}, "is truncated"};
+  if (outline.pixels > kMostPixels) return {{}, "has too many pixels"};
   const cv::Mat image = Decode(content);
   if (image.empty()) return {{}, "cannot be read as an image"};
-  if (static_cast<int64_t>(image.total()) > kMostPixels) return {{}, "has too many pixels"};
+  if (image.total() > kMostPixels) return {{}, "has too many pixels"};
 
   const int edge = static_cast<int>(std::nearbyint((resize_ - crop_) / 2.0));  // half to even, as Python's round
   const cv::Mat square = Resample(image, resize_, edge, crop_, filter_);
