@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import run
+from utils.cli import check_writable, run
 from utils.device import set_device
 from utils.export import check_format, export
 from utils.metrics import write_results
@@ -29,6 +29,7 @@ def main() -> None:
     shape = [args.batch_size or None, 3, args.image_size, args.image_size]
     output = Path(args.output_dir)
     manifest = output / "drnet.json"
+    check_writable(output)
     manifest.unlink(missing_ok=True)  # there is one only where all files belong together
     files = {"predictor": export(drnet.predict, shape, output / "drnet_predictor", args.file_format)}
     for resolution, cell in zip(architecture.resolutions, drnet.classify):

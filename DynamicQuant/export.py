@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import UserError, run
+from utils.cli import UserError, check_writable, run
 from utils.device import set_device
 from utils.export import check_format, export
 from utils.metrics import write_results
@@ -46,6 +46,7 @@ def main() -> None:
     features = [args.batch_size or None, WIDTHS[0], size // 4, size // 4]
 
     manifest = output / f"{NAME}.json"
+    check_writable(output)
     manifest.unlink(missing_ok=True)  # there is one only where all files belong together
 
     def write(part: type[nn.Cell], name: str, shape: list[int | None], bits: int) -> dict:

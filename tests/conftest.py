@@ -3,8 +3,10 @@
 import ctypes
 import gc
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,22 @@ def run_script(*words, cwd: Path, timeout: int = 600, **variables: str) -> subpr
         text=True,
         timeout=timeout,
     )
+
+
+def stop_training(command: list, line: str, seconds: float, cwd: Path) -> str:
+    """Run `python command`, a training, and press Ctrl-C so long after a line that begins so; returns its output."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    printed = []
+    while not printed or not printed[-1].startswith(line):
+        printed.append(process.stdout.readline())
+        assert printed[-1], process.stderr.read()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, (printed, rest, errors)
+    return "".join(printed) + rest + errors
 
 
 def one_line_error(result: subprocess.CompletedProcess) -> str:

@@ -26,7 +26,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Call `main` and leave: with status 0 or what it returns, 2 after a UserError, 130 after Ctrl-C or SIGTERM."""
     # With PYTHONUNBUFFERED Python writes a line and its end separately; the scripts' logs take both outputs, and would
     # have one's line inside another's.
-    for output in (sys.stdout, sys.stderr):
+    for output in filter(None, (sys.stdout, sys.stderr)):  # None: closed
         output.reconfigure(line_buffering=True, write_through=False)
     # Once a graph has run, MindSpore answers Ctrl-C itself: it sends its process a SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -5,16 +5,12 @@ import hashlib
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import ROOT, one_line_error, run_script
+from conftest import ROOT, one_line_error, run_script, stop_training
 from golden.recipe import value
 from mindspore import Tensor, nn
 from PIL import Image
@@ -137,22 +133,6 @@ def test_export_refuses_what_it_cannot_do(place, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
-def stop_training(command: list, line: str, seconds: float) -> str:
-    """Run a training and press Ctrl-C so long after it has printed `line`; returns what it has printed."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=FOLDER, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    printed = []
-    while not printed or not printed[-1].startswith(line):
-        printed.append(process.stdout.readline())
-        assert printed[-1], process.stderr.read()
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, (printed, rest, errors)
-    return "".join(printed) + rest + errors
-
-
 def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_loss_curve(place, tmp_path):
     """Four epochs straight against two plus a resume in mid-epoch; augmentation, Mixup and drop path are on."""
     words = ["--epochs", "4", "--drop_path_rate", "0.2", "--re_prob", "0.25", "--cutmix", "1.0", "--num_workers", "1"]
@@ -162,10 +142,10 @@ def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_loss_curve(place, t
     # The first stop comes between two epochs or early in the third one, the second one in mid-epoch: while the first
     # step compiles it is only noted, for the end of that step.
     state = tmp_path / "stopped/resume.ckpt"
-    output = stop_training(train(place, tmp_path / "stopped", *words), "epoch 2/4: loss", 0)
+    output = stop_training(train(place, tmp_path / "stopped", *words), "epoch 2/4: loss", 0, FOLDER)
     assert f"--resume {state}" in output
     command = train(place, tmp_path / "stopped", *words, "--resume", state)
-    output = stop_training(command, "epoch 2/4: loss", 2)  # whose evaluation comes again
+    output = stop_training(command, "epoch 2/4: loss", 2, FOLDER)  # whose evaluation comes again
     stop = re.search(r"stopped after step ([1-5]) of epoch 3; go on with --resume (.*)", output)
     assert stop and stop[2] == str(state), output
     done = rows(tmp_path / "stopped/steps.csv")

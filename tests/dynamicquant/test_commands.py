@@ -241,6 +241,7 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         ("eval", ["--config_path", tmp_path / "typo.yaml"], "penalti; did you mean penalty?"),
         ("train", ["--ckpt_path", place / "fixed.ckpt"], "is quantized with pact, the network dorefa"),
         ("export", ["--ckpt_path", place / "float.ckpt"], "is a float ResNet-18; train a quantized one"),
+        ("export", ["--ckpt_path", place / "dynamic.ckpt", "--output_dir", tmp_path / "file/x"], "cannot write to"),
         ("export", ["--ckpt_path", place / "dynamic.ckpt", "--resize_size", "28"], "a crop of 32 pixels does not fit"),
     ]
     if not ms.hal.is_available("GPU"):

@@ -3,14 +3,10 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_line_error, run_script
+from conftest import ROOT, one_line_error, run_script, stop_training
 from dynamicquant.commands import CLASSES, FOLDER, SAMPLE, SIZES, accuracy, checkpoint, digits, evaluate, rows, train
 from src.checkpoints import Description, describe
 from src.resnet import Architecture
@@ -104,22 +100,6 @@ def small(workers, bn, data, output, *words):
     return [ROOT / "tests/dynamicquant/small_network.py", workers, bn, *flags]
 
 
-def stop_training(command: list, line: str, seconds: float) -> str:
-    """Run a training and press Ctrl-C so long after it has printed `line`; returns what it has printed."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=FOLDER, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    printed = []
-    while not printed or not re.match(line, printed[-1]):
-        printed.append(process.stdout.readline())
-        assert printed[-1], process.stderr.read()
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, (printed, rest, errors)
-    return "".join(printed) + rest + errors
-
-
 def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_path):
     """Two epochs straight, against a stop in mid-epoch plus a resume; crops, colours and Gumbel noise are drawn.
 
@@ -131,7 +111,9 @@ def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_
     assert straight.returncode == 0, straight.stdout + straight.stderr
     # While the first step compiles, Ctrl-C is only noted, for the end of that step.
     state = tmp_path / "stopped/resume.ckpt"
-    output = stop_training(small(1, "own", place / "digits", tmp_path / "stopped", *words), "5 steps an epoch", 1)
+    output = stop_training(
+        small(1, "own", place / "digits", tmp_path / "stopped", *words), "5 steps an epoch", 1, FOLDER
+    )
     stop = re.search(r"stopped after step ([1-4]) of epoch 1; go on with --resume (.*)", output)
     assert stop and stop[2] == str(state), output
     assert not (tmp_path / "stopped/metrics.csv").exists()

@@ -4,17 +4,13 @@ import csv
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, one_line_error, run_script
+from conftest import ROOT, one_line_error, run_script, stop_training
 from golden.recipe import value
 from mindspore import Tensor, nn
 from PIL import Image
@@ -190,22 +186,6 @@ def test_the_exported_file_predicts_the_same_and_the_manifest_says_how(place, tm
             assert wanted in one_line_error(evaluate(place, "--ckpt_path", tmp_path / "cut.mindir"))
 
 
-def stop_training(command: list, line: str, seconds: float) -> str:
-    """Run a training and press Ctrl-C so long after it has printed `line`; returns what it has printed."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=FOLDER, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    printed = []
-    while not printed or not printed[-1].startswith(line):
-        printed.append(process.stdout.readline())
-        assert printed[-1], process.stderr.read()
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, (printed, rest, errors)
-    return "".join(printed) + rest + errors
-
-
 def test_own_classes_from_a_checkpoint_with_others(place, tmp_path):
     place, _ = place
     words = ["--output", tmp_path / "five", "--images", "4", "--classes", "5", "--size", "64"]
@@ -250,7 +230,7 @@ def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_
     assert straight.returncode == 0, straight.stdout + straight.stderr
     # While the first step compiles, Ctrl-C is only noted, for the end of that step.
     state = tmp_path / "stopped/resume.ckpt"
-    output = stop_training(small(data, tmp_path / "stopped", *words), "5 steps an epoch", 1)
+    output = stop_training(small(data, tmp_path / "stopped", *words), "5 steps an epoch", 1, FOLDER)
     stop = re.search(r"stopped after step ([1-4]) of epoch 1; go on with --resume (.*)", output)
     assert stop and stop[2] == str(state), output
     assert not (tmp_path / "stopped/metrics.csv").exists()

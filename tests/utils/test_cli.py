@@ -47,6 +47,12 @@ def test_a_line_is_written_in_one_piece():
     assert [ours.recv(100) for _ in range(3)] == [b"out\n", b"err\n", b""]
 
 
+def test_outputs_may_be_closed():
+    code = "from utils.cli import run\nrun(lambda: print('nobody reads this') or 5)"
+    command = f'"{sys.executable}" -c "{code}"'
+    assert subprocess.run(["bash", "-c", f"{command} >&- 2>&-"], cwd=ROOT).returncode == 5
+
+
 def test_a_bug_keeps_its_traceback():
     result = call("{}['key']")
     assert result.returncode == 1 and "Traceback" in result.stderr and "KeyError: 'key'" in result.stderr
