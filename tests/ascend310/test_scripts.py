@@ -97,7 +97,8 @@ def test_a_damaged_image_and_a_failing_build(copy, digits, place):
     shutil.copytree(digits, data)
     victim = min((data / "val").glob("*/*"))
     victim.write_bytes(victim.read_bytes()[:200])
-    shutil.copytree(program().parent, copy / "DDRNet" / "ascend310_infer" / "out")
+    # Copied as new files: a checkout may be younger than the program that is kept of the same sources.
+    shutil.copytree(program().parent, copy / "DDRNet" / "ascend310_infer" / "out", copy_function=shutil.copy)
     command = script(copy, "DDRNet", data)
     # Under PYTHONUNBUFFERED, too, a line is in the log in one piece.
     variables = {"DEVICE_TARGET": "CPU", "MS_LITE_HOME": str(lite_home()), "PYTHONUNBUFFERED": "1"}
