@@ -1,22 +1,23 @@
 """Evaluate DRNet: predict a resolution for every image, classify it there, report accuracy and cost."""
 
-import os
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import UserError, run
-from utils.device import set_device
+from utils.cli import Interrupt, check_writable, run
+from utils.config import take_settings
+from utils.device import join_devices
 from utils.download import download
-from utils.images import CorruptImages, ImageFolder, open_split
+from utils.images import CorruptImages, ImageFolder, check_classes, open_split
 from utils.metrics import write_results, write_rows
 
 # isort: split
-from src.dataset import evaluation_batches
-from src.drnet import Architecture, DRNet, load_networks, shortcut_bn_of
+from src.dataset import evaluation_loader
+from src.drnet import DRNet, architecture_of, load_classifier, load_predictor, record_of
 from src.evaluation import Evaluation, dynamic_route, evaluate, fixed_route
-from src.model_utils.config import architecture_settings, load_config
+from src.model_utils.config import check_sizes, load_config
 
 
 def main() -> None:
@@ -24,48 +25,51 @@ def main() -> None:
     if args.download:
         download(args.classifier_url, Path(args.classifier_ckpt), args.classifier_sha256)
         download(args.predictor_url, Path(args.predictor_ckpt), args.predictor_sha256)
-    settings = architecture_settings(args)
+    told = record_of(args.classifier_ckpt)
+    take_settings(args, args.classifier_ckpt, told)
+    check_sizes(args)
     folder = open_split(args.data_path, "val", args.num_classes)
-    device = set_device(args.device_target, args.device_id)
-    architecture = Architecture(**settings, shortcut_bn=shortcut_bn_of(args.classifier_ckpt, settings))
-    drnet = DRNet(architecture)
-    load_networks(drnet, args.classifier_ckpt, args.predictor_ckpt)
-    predictor_gmacs, gmacs = drnet.gmacs()
-
-    batch_size = min(args.batch_size, len(folder))
-    if args.force_resolution is not None:
-        route = fixed_route(drnet, [architecture.resolutions.index(args.force_resolution)])
-        predictor_gmacs = 0.0
-    else:
-        route = dynamic_route(drnet, batch_size, args.seed if args.sample_gumbel else None)
-    print(f"{len(folder)} images, {device}; compiling {len(route.candidates)} resolutions", flush=True)
-    batches = evaluation_batches(
-        folder, args.image_size, args.resize_size, batch_size, args.num_workers or os.cpu_count()
-    )
-    result = evaluate(drnet, batches, len(folder), route, batch_size, on_corrupt=CorruptImages(folder, args.strict))
-    if not result.images.sum():
-        raise UserError(f"none of the {len(folder)} images of {args.data_path} can be read")
-
-    print(f"result: {{'acc': {round(result.top(), 3)}}} ckpt= {args.classifier_ckpt} {args.predictor_ckpt}")
-    print(table(result, architecture.resolutions, gmacs, predictor_gmacs))
-    if result.corrupt:
-        print(f"{len(result.corrupt)} of {len(folder)} images could not be read and were left out")
+    check_classes(args.classifier_ckpt, told.get("classes"), folder)
+    check_writable(args.output_dir)
     if args.predictions is not None:
-        write_predictions(Path(args.predictions), result, folder, architecture.resolutions)
+        check_writable(Path(args.predictions).parent)
+    args.batch_size = min(args.batch_size, len(folder))
+    with evaluation_loader(folder, args) as loader:
+        # The device comes after the loader has forked its processes.
+        devices = join_devices(args)
+        drnet = DRNet(architecture_of(args, told))
+        load_classifier(drnet, args.classifier_ckpt)
+        predictor_gmacs, gmacs = drnet.gmacs()
+        if args.force_resolution is None:
+            load_predictor(drnet, args.predictor_ckpt)
+            route = dynamic_route(drnet, args.batch_size, args.seed if args.sample_gumbel else None)
+        else:
+            route = fixed_route(drnet, [args.resolutions.index(args.force_resolution)])
+            predictor_gmacs = 0.0
+        print(f"{len(folder)} images, {devices.target}; compiling {len(route.candidates)} resolutions", flush=True)
+        corrupt = CorruptImages(folder, args.strict)
+        result = evaluate(drnet, loader, route, args.batch_size, Interrupt(), on_corrupt=corrupt)
+
+    print(f"result: {{'acc': {round(100 * result.top(), 3)}}} ckpt= {args.classifier_ckpt} {args.predictor_ckpt}")
+    print(table(result, args.resolutions, gmacs, predictor_gmacs))
+    if result.corrupt:
+        print(f"{result.corrupt} of {len(folder)} images could not be read and were left out")
+    if args.predictions is not None:
+        write_predictions(Path(args.predictions), result, folder, args.resolutions)
     write_results(Path(args.output_dir) / "results.json", summary(args, result, gmacs, predictor_gmacs))
 
 
-def table(result: Evaluation, resolutions: tuple[int, ...], gmacs: list[float], predictor_gmacs: float) -> str:
+def table(result: Evaluation, resolutions: list[int], gmacs: list[float], predictor_gmacs: float) -> str:
     """The report: images, accuracy and cost of each resolution and of all."""
     total = int(result.images.sum())
     lines = ["resolution   images    share   top-1 %   top-5 %    GMACs"]
     for candidate, resolution in enumerate(resolutions):
         images = int(result.images[candidate])
         tops = [result.top_of(candidate, column) for column in (0, 1)]
-        accuracy = " ".join(f"{'-':>9}" if top is None else f"{top:9.3f}" for top in tops)
+        accuracy = " ".join(f"{'-':>9}" if top is None else f"{100 * top:9.3f}" for top in tops)
         lines.append(f"{resolution:10} {images:8} {images / total:8.1%} {accuracy} {gmacs[candidate]:8.3f}")
     mean = result.mean_gmacs(gmacs) + predictor_gmacs
-    lines.append(f"{'all':>10} {total:8} {1:8.1%} {result.top():9.3f} {result.top(1):9.3f} {mean:8.3f}")
+    lines.append(f"{'all':>10} {total:8} {1:8.1%} {100 * result.top():9.3f} {100 * result.top(1):9.3f} {mean:8.3f}")
     lines.append(
         f"mean GMACs {mean:.3f} (predictor {predictor_gmacs:.3f} included), {resolutions[0]} only {gmacs[0]:.3f}: "
         f"{mean / gmacs[0]:.1%}"
@@ -74,13 +78,13 @@ def table(result: Evaluation, resolutions: tuple[int, ...], gmacs: list[float], 
     return "\n".join(lines)
 
 
-def summary(args, result: Evaluation, gmacs: list[float], predictor_gmacs: float) -> dict:
-    """The report for `results.json`; accuracies in percent."""
+def summary(args: argparse.Namespace, result: Evaluation, gmacs: list[float], predictor_gmacs: float) -> dict:
+    """The report for `results.json`; acc and top5 in percent, as published, the others as fractions."""
     return {
-        "acc": round(result.top(), 3),
-        "top5": round(result.top(1), 3),
+        "acc": round(100 * result.top(), 3),
+        "top5": round(100 * result.top(1), 3),
         "images": int(result.images.sum()),
-        "left_out": len(result.corrupt),
+        "left_out": result.corrupt,
         "mean_gmacs": result.mean_gmacs(gmacs) + predictor_gmacs,
         "predictor_gmacs": predictor_gmacs,
         "images_per_s": result.images_per_s,
@@ -101,7 +105,7 @@ def summary(args, result: Evaluation, gmacs: list[float], predictor_gmacs: float
     }
 
 
-def write_predictions(path: Path, result: Evaluation, folder: ImageFolder, resolutions: tuple[int, ...]) -> None:
+def write_predictions(path: Path, result: Evaluation, folder: ImageFolder, resolutions: list[int]) -> None:
     """path, label, prediction and chosen resolution of every image that was read, in the order of the folder."""
     write_rows(
         path,

@@ -6,24 +6,27 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import check_writable, run
+from utils.config import take_settings
 from utils.device import set_device
 from utils.export import check_format, export
 from utils.metrics import write_results
 
 # isort: split
 from src.dataset import MEAN, STD
-from src.drnet import Architecture, DRNet, load_networks, shortcut_bn_of
-from src.model_utils.config import architecture_settings, load_config
+from src.drnet import DRNet, architecture_of, load_classifier, load_predictor, record_of
+from src.model_utils.config import check_sizes, load_config
 
 
 def main() -> None:
     args = load_config("export", __doc__)
+    told = record_of(args.classifier_ckpt)
+    take_settings(args, args.classifier_ckpt, told)
+    check_sizes(args)
     device = set_device(args.device_target, args.device_id)
     check_format(args.file_format, device, args.batch_size)
-    sizes = architecture_settings(args)
-    architecture = Architecture(**sizes, shortcut_bn=shortcut_bn_of(args.classifier_ckpt, sizes))
-    drnet = DRNet(architecture)
-    load_networks(drnet, args.classifier_ckpt, args.predictor_ckpt)
+    drnet = DRNet(architecture_of(args, told))
+    load_classifier(drnet, args.classifier_ckpt)
+    load_predictor(drnet, args.predictor_ckpt)
     predictor_gmacs, gmacs = drnet.gmacs()
 
     shape = [args.batch_size or None, 3, args.image_size, args.image_size]
@@ -32,7 +35,7 @@ def main() -> None:
     check_writable(output)
     manifest.unlink(missing_ok=True)  # there is one only where all files belong together
     files = {"predictor": export(drnet.predict, shape, output / "drnet_predictor", args.file_format)}
-    for resolution, cell in zip(architecture.resolutions, drnet.classify):
+    for resolution, cell in zip(args.resolutions, drnet.classify):
         name = output / f"drnet_classifier_{resolution}"
         files[f"classifier_{resolution}"] = export(cell, shape, name, args.file_format)
     write_results(
@@ -51,9 +54,10 @@ def main() -> None:
                 "std": STD.tolist(),
             },
             "num_classes": args.num_classes,
+            "class_names": told.get("classes"),
             "predictor": {
                 "file": files["predictor"],
-                "output": [args.batch_size, len(architecture.resolutions)],
+                "output": [args.batch_size, len(args.resolutions)],
                 "gmacs": predictor_gmacs,
             },
             "classifiers": [
@@ -63,10 +67,11 @@ def main() -> None:
                     "output": [args.batch_size, args.num_classes],
                     "gmacs": cost,
                 }
-                for resolution, cost in zip(architecture.resolutions, gmacs)
+                for resolution, cost in zip(args.resolutions, gmacs)
             ],
             "usage": "Every file takes the same images and resizes them itself. The predictor's largest output is the "
-            "position in `classifiers` of the file to classify the image with. A 0 in a shape means any number.",
+            "position in `classifiers` of the file to classify the image with. A 0 in a shape means any number. "
+            "class_names is null where the checkpoint does not tell them.",
         },
     )
     print(f"wrote {manifest}")

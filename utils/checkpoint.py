@@ -1,6 +1,7 @@
 """Checkpoint files: read with clear errors, loaded strictly, written whole."""
 
 import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import psutil
 
 from utils.cli import UserError, whole_file
 
+RECORD = "record"  # the text beside the parameters, in JSON
 NO_MEMORY = "exceeds current available memory"  # in MindSpore's refusal of a file that is larger than what is free
 
 
@@ -48,6 +50,28 @@ def read_checkpoint(path: str | Path) -> dict:
         ) from error
 
 
+def read_record(path: str | Path) -> dict:
+    """What the checkpoint `path` tells about itself, as `save_checkpoint` was given it; empty where it tells nothing.
+
+    A record holds settings by their names, such as `image_size`, and `classes`, the class names in label order.
+
+    Raises:
+        UserError: unreadable, or no such record.
+    """
+    return record_in(read_checkpoint(path), path)
+
+
+def record_in(content: Mapping, path: str | Path) -> dict:
+    """The same, from the `content` that `read_checkpoint` returned for `path`."""
+    try:
+        record = json.loads(content.get(RECORD, "{}"))
+        if not isinstance(record, dict):
+            raise ValueError("no object")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} has a damaged record of what it is ({error}); get the file again") from error
+    return record
+
+
 def _reclaim_memory(size: int) -> None:
     """Make `size` bytes of memory free, if so much can be had.
 
@@ -64,7 +88,7 @@ def load_strictly(
     wanted: str,
     kind_of: Callable[[set[str]], str],
     remedies: Mapping[str, str] = {},
-    optional: Iterable[str] = (),
+    left_out: Iterable[str] = (),
     prefix: str = "",
 ) -> list[str]:
     """Load every one of `parameters` from the checkpoint `path`.
@@ -73,24 +97,22 @@ def load_strictly(
         wanted: what the file should be, in words ("a DRNet classifier").
         kind_of: says what a set of parameter names looks like, in words.
         remedies: what to do when the parameter of that name has another shape than the network's.
-        optional: parameters that the file need not hold, or hold in another shape; they keep their values.
+        left_out: parameters that keep their values, whatever the file holds under their names.
         prefix: what the names of `parameters` have in front of those in the file; messages give the latter.
 
     Returns:
-        The names of the optional parameters that were not loaded.
+        The names of the parameters that were left out.
 
     Raises:
         UserError: unreadable file, or a missing, surplus or misshapen parameter.
     """
+    left_out = list(left_out)
     stored = {name: value for name, value in read_checkpoint(path).items() if isinstance(value, ms.Parameter)}
-    optional = set(optional)
     parameters = {parameter.name.removeprefix(prefix): parameter for parameter in parameters}
-    misshapen = [name for name in parameters if name in stored and stored[name].shape != parameters[name].shape]
-    missing = [name for name in parameters if name not in stored]
-    left_out = [name for name in (*misshapen, *missing) if name in optional]
-    misshapen = [name for name in misshapen if name not in left_out]
-    missing = [name for name in missing if name not in left_out]
+    missing = [name for name in parameters if name not in stored and name not in left_out]
     surplus = [name for name in stored if name not in parameters]
+    parameters = {name: parameter for name, parameter in parameters.items() if name in stored and name not in left_out}
+    misshapen = [name for name in parameters if stored[name].shape != parameters[name].shape]
     if missing or surplus:
         parts = [some_of("missing", missing), some_of("surplus", surplus)]
         raise UserError(
@@ -105,8 +127,7 @@ def load_strictly(
             f"{parameters[name].shape} in the network; {remedy}"
         )
     for name, parameter in parameters.items():
-        if name not in left_out:
-            parameter.set_data(stored[name].astype(parameter.dtype))
+        parameter.set_data(stored[name].astype(parameter.dtype))
     return left_out
 
 
@@ -116,12 +137,9 @@ def some_of(word: str, names: Sequence[str]) -> str:
 
 
 def save_checkpoint(
-    parameters: Iterable[ms.Parameter],
-    path: str | Path,
-    facts: Mapping[str, str] = {},
-    prefix: str = "",
+    parameters: Iterable[ms.Parameter], path: str | Path, record: Mapping = {}, prefix: str = ""
 ) -> None:
-    """Write the parameters, their names without `prefix`, and the texts `facts`, to `path`, whole or not at all.
+    """Write the parameters, their names without `prefix`, and the `record` to `path`, whole or not at all.
 
     A checksum goes with them, so that damage is noticed when the file is read.
 
@@ -129,10 +147,11 @@ def save_checkpoint(
         UserError: the file cannot be written.
     """
     rows = [{"name": parameter.name.removeprefix(prefix), "data": parameter} for parameter in parameters]
+    texts = {RECORD: json.dumps(record)} if record else {}
     with whole_file(path) as temporary:
         try:
             with _quiet():
-                ms.save_checkpoint(rows, str(temporary), append_dict=dict(facts), crc_check=True)
+                ms.save_checkpoint(rows, str(temporary), append_dict=texts, crc_check=True)
         finally:
             temporary.with_suffix(".tmp").unlink(missing_ok=True)  # MindSpore's own, left when it fails
 

@@ -69,6 +69,13 @@ class Interrupt:
         finally:
             self.holding = False
 
+    def hold_while(self, work: Callable[[], object]) -> None:
+        """Do `work` held, and end the run after it if that has been asked for meanwhile."""
+        with self.held():
+            work()
+        if self.asked:
+            raise KeyboardInterrupt(*filter(None, [self.hint]))
+
 
 def check_writable(folder: str | Path) -> None:
     """Make the folder if need be and see whether a file can be written there, before long work is done.

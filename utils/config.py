@@ -15,6 +15,8 @@ import yaml
 
 from utils.cli import Parser, UserError
 
+DEVICES = ("auto", "CPU", "GPU", "Ascend")
+
 
 def number(kind: type, holds: Callable, words: str) -> Callable:
     """A reader of numbers of `kind` (int or float) for which `holds` is true; `words` describe them."""
@@ -37,6 +39,7 @@ positive = number(int, lambda value: value >= 1, "a whole number from 1")
 not_negative = number(float, lambda value: 0 <= value < float("inf"), "a number from 0")
 above_zero = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+port = number(int, lambda value: 1 <= value < 2**16, "a port number, 1 to 65535")
 seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 
 
@@ -57,7 +60,8 @@ class Setting:
     """One setting: what it means, how its text is read, which commands or stages use it.
 
     choices: the only values allowed. many: a list of values. aliases: other names of the same setting, as flags and in
-    the file. own: users for which a plain value in the file does not count, each with its value.
+    the file. own: users for which a plain value in the file does not count, each with its value. free: may differ
+    between a training and the one that resumes it.
     """
 
     help: str
@@ -67,6 +71,49 @@ class Setting:
     many: bool = False
     aliases: tuple[str, ...] = ()
     own: Mapping[str, object] = field(default_factory=dict)
+    free: bool = False
+
+
+def run_settings(
+    training: tuple[str, ...],
+    reading: tuple[str, ...],
+    everything: tuple[str, ...],
+    distributed: tuple[str, ...],
+    data_path: tuple[str, ...] = ("data_path", "dataset_path"),
+    num_workers: tuple[str, ...] = ("num_workers",),
+) -> dict[str, Setting]:
+    """The settings that mean the same in every model: data, devices, results, and the run of a training.
+
+    Args:
+        training, reading, everything: those who train, who read images, and all. distributed: who takes several
+            devices. data_path, num_workers: what the model calls these two, its own name first.
+    """
+    device = "device; auto: Ascend if there is one, else GPU, else CPU"
+    workers = "processes that read images; 0: one per core, shared by the devices"
+    address = "address of the first server, which the others can reach"
+    return {
+        data_path[0]: Setting(
+            "ImageNet root with train/ and val/; for eval.py a single split will do",
+            str,
+            reading,
+            aliases=data_path[1:],
+            free=True,
+        ),
+        num_workers[0]: Setting(workers, natural, reading, aliases=num_workers[1:], free=True),
+        "strict": Setting("stop at the first image that cannot be read", yes_no, reading, free=True),
+        "seed": Setting("seed of every random draw", seed, reading),
+        "device_target": Setting(device, str, everything, DEVICES, free=True),
+        "device_id": Setting("number of the device", natural, everything, free=True),
+        "device_num": Setting("devices of this server to run on", positive, distributed, free=True),
+        "rank_table_file": Setting("HCCL rank table of the devices, for Ascend", optional(str), distributed, free=True),
+        "server_num": Setting("servers that run the same command together", positive, distributed, free=True),
+        "server_rank": Setting("number of this server among them, from 0", natural, distributed, free=True),
+        "master_addr": Setting(address, str, distributed, free=True),
+        "master_port": Setting("a free port there", port, distributed, free=True),
+        "output_dir": Setting("folder for everything written", str, everything, free=True),
+        "eval_every": Setting("epochs between two evaluations", positive, training, free=True),
+        "resume": Setting("training state (resume.ckpt) to go on from", optional(str), training, free=True),
+    }
 
 
 def load_config(
@@ -87,8 +134,8 @@ def load_config(
         config_aliases: other names of the flag `--config_path`.
 
     Returns:
-        a value for every setting that the command uses, `config_path`, and `given`: the settings that stood on the
-        command line, as a dict of name to the flag used.
+        a value for every setting that the command uses, `config_path`, `given`: the settings that stood on the command
+        line, as a dict of name to the flag used, and `fixed`: the names of those that are not free.
 
     Raises:
         UserError: an unknown flag or key, a value of the wrong kind, a config file that cannot be read.
@@ -135,7 +182,33 @@ def load_config(
                 metavar=None if setting.choices else key.upper(),
                 **options,
             )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.fixed = [key for key, setting in settings.items() if set(users) & set(setting.users) and not setting.free]
+    args.fixed += ["stage"] if stages else []
+    return args
+
+
+def take_settings(
+    args: argparse.Namespace,
+    path: str | Path,
+    told: Mapping[str, object],
+    remedy: str = "leave it out, or give another file",
+) -> None:
+    """Give `args` the settings that the file `path` tells, in `told`; other things that it tells do not count.
+
+    Raises:
+        UserError: the command line has another value for one of them.
+    """
+    for key, value in told.items():
+        if key not in args:
+            continue
+        flag = args.given.get(key)
+        value = list(value) if isinstance(value, tuple) else value
+        if flag and getattr(args, key) not in (None, value):
+            raise UserError(
+                f"{flag} {_words(getattr(args, key))} contradicts {path}, which has {_words(value)}; {remedy}"
+            )
+        setattr(args, key, value)
 
 
 class _Store(argparse.Action):

@@ -1,17 +1,85 @@
-"""Choice of the device to run on."""
+"""Choice of the device to run on, and the devices that share a run."""
+
+import argparse
+from collections.abc import Sequence
 
 import mindspore as ms
+import mindspore.nn as nn
+import numpy as np
+from mindspore import Tensor, ops
+from mindspore.communication import get_group_size, get_rank, init
 
 from utils.cli import UserError
+from utils.config import DEVICES
+from utils.launcher import is_worker
 
-DEVICES = ("auto", "CPU", "GPU", "Ascend")
+
+class SumOverDevices(nn.Cell):
+    """Sum over the devices of a float32 tensor."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.reduce = ops.AllReduce()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.reduce(x)
+
+
+class Devices:
+    """The devices that share a run.
+
+    Attributes:
+        target: what they are, such as "CPU"; rank: the number of this process's own; count: how many there are.
+    """
+
+    def __init__(self, target: str = "CPU", rank: int = 0, count: int = 1):
+        self.target = target
+        self.rank = rank
+        self.count = count
+        self._sum = SumOverDevices() if count > 1 else None
+
+    def sum(self, numbers: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Each of `numbers` summed over all devices, float32 of the same shape."""
+        numbers = np.asarray(numbers, np.float32)
+        return numbers if self._sum is None else self._sum(Tensor(numbers)).asnumpy()
+
+    def any(self, asked: bool) -> bool:
+        """Whether it is so on some device."""
+        return bool(self.sum([asked])[0])
+
+    def say(self, *parts: object, **options) -> None:
+        """Print, on the first device."""
+        if self.rank == 0:
+            print(*parts, **options)
+
+    def __str__(self) -> str:
+        return f"{self.target} x {self.count}"
+
+
+ONE_DEVICE = Devices()
+
+
+def join_devices(args: argparse.Namespace) -> Devices:
+    """Take this process's device, and join the other processes of the run if there are any.
+
+    Args:
+        args: the settings `device_target` and `device_id`.
+
+    Raises:
+        UserError: as `set_device`.
+    """
+    if not is_worker():
+        return Devices(set_device(args.device_target, args.device_id))
+    target = set_device(args.device_target)
+    init()
+    return Devices(target, get_rank(), get_group_size())
 
 
 def set_device(device_target: str, device_id: int | None = None) -> str:
     """Make `device_target` MindSpore's device, in graph mode; "auto" takes Ascend, else GPU, else CPU.
 
     Args:
-        device_id: number of the device; None leaves it to MindSpore, which gives each process of msrun its own.
+        device_id: number of the device; None leaves it to MindSpore, which gives each process of a run its own.
 
     Returns:
         The name of the device taken.

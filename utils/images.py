@@ -105,20 +105,21 @@ def _class_names(listing: Path) -> list[str]:
 
 
 class CorruptImages:
-    """Called with the row of each image that cannot be read: names it once, or stops there if `strict`."""
+    """Called with the rows of images that cannot be read: names each once, or stops there if `strict`."""
 
     def __init__(self, folder: ImageFolder, strict: bool):
         self.folder = folder
         self.strict = strict
         self.rows: set[int] = set()
 
-    def __call__(self, row: int) -> None:
-        path = self.folder.paths[row]
-        if self.strict:
-            raise UserError(f"{path} cannot be read as an image; replace it, or leave out --strict")
-        if row not in self.rows:
-            print(f"warning: {path} cannot be read as an image; going on without it", file=sys.stderr, flush=True)
-        self.rows.add(row)
+    def __call__(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            path = self.folder.paths[row]
+            if self.strict:
+                raise UserError(f"{path} cannot be read as an image; replace it, or leave out --strict")
+            if row not in self.rows:
+                print(f"warning: {path} cannot be read as an image; going on without it", file=sys.stderr, flush=True)
+            self.rows.add(row)
 
     def seen(self) -> np.ndarray:
         """1 for each image of the folder that could not be read, else 0, float32 (len(folder),)."""
@@ -154,8 +155,10 @@ def open_split(
     return images
 
 
-def open_root(data_path: str | Path, num_classes: int) -> tuple[ImageFolder, ImageFolder]:
-    """The training and the validation images under the root `data_path`.
+def open_root(
+    data_path: str | Path, num_classes: int, remedy: str = "set --num_classes {}"
+) -> tuple[ImageFolder, ImageFolder]:
+    """The training and the validation images under the root `data_path`; `remedy` as in `open_split`.
 
     Raises:
         UserError: as `open_split`; also if one of the two is missing, or their classes differ.
@@ -163,7 +166,7 @@ def open_root(data_path: str | Path, num_classes: int) -> tuple[ImageFolder, Ima
     missing = [split for split in ("train", "val") if not (Path(data_path) / split).is_dir()]
     if missing:
         raise UserError(f"{data_path} has no {missing[0]}/; set --data_path to a root that has train/ and val/")
-    train, val = (open_split(data_path, split, num_classes) for split in ("train", "val"))
+    train, val = (open_split(data_path, split, num_classes, remedy) for split in ("train", "val"))
     for label, (one, other) in enumerate(zip(train.classes, val.classes)):
         if one != other:
             raise UserError(
@@ -201,6 +204,29 @@ class Batch:
     labels: np.ndarray
     rows: np.ndarray
     corrupt: list[int]
+
+
+def filled(batch: Batch, batch_size: int, folder: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a `batch` of training: others take the places of those that cannot be read.
+
+    Raises:
+        UserError: no image of it can be read.
+    """
+    if not len(batch.rows):
+        path = folder.paths[batch.corrupt[0]]
+        raise UserError(f"no image of a whole batch can be read, the first is {path}; is the data set damaged?")
+    places = np.resize(np.arange(len(batch.rows)), batch_size)
+    return batch.images[places], batch.labels[places]
+
+
+def evaluation_rows(folder: ImageFolder, rank: int = 0, devices: int = 1) -> range:
+    """The rows that one of several devices evaluates: each row is one device's."""
+    return range(rank, len(folder), devices)
+
+
+def reading_processes(num_workers: int, devices: int = 1) -> int:
+    """Reading processes of one device: `num_workers`, or its share of the cores if that is 0."""
+    return num_workers or max(1, len(os.sched_getaffinity(0)) // devices)
 
 
 def epoch_rows(

@@ -305,3 +305,16 @@ def _tail(log: Path) -> str:
     """The last lines of a log under a heading; nothing if it is empty."""
     lines = _text(log).rstrip().split("\n")[-TAIL_LINES:]
     return "".join(f"{line}\n" for line in [f"the last lines of {log}:", *lines]) if lines != [""] else ""
+
+
+def distribute(args, script):
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        from mindspore.communication import init
+
+        init()
+        return 0
+    if is_worker() or args.device_num == 1:
+        return None
+    return launch(
+        Path(script).resolve(), sys.argv[1:], args.device_num, Path(args.output_dir) / "logs", args.rank_table_file
+    )

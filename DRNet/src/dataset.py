@@ -1,21 +1,24 @@
 """The published evaluation and the paper's training preprocessing.
 
-Everything random is drawn from (seed, epoch, image): it does not depend on workers, batch size or interruptions.
+Everything random is drawn from the seed and from what it is drawn for: an image's crop and flip from (seed, epoch,
+image). So it does not depend on the number of reading processes or on interruptions. Does not import MindSpore.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from utils.images import UNREADABLE, Batch, ImageFolder, epoch_rows
+from utils.images import ImageFolder, Loader, epoch_rows, filled, reading_processes
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+# What a stream of random numbers is for: third part of its seed. (0 is the order, in `epoch_rows`.)
+AUGMENT, GUMBEL = 1, 2
 
 
 def decode(path: Path) -> Image.Image:
@@ -86,83 +89,39 @@ class Augmentation:
         return to_tensor(image)
 
 
-def _batches(
-    folder: ImageFolder,
-    rows: Sequence[int],
-    to_array: Callable[[Image.Image, int], np.ndarray],
-    batch_size: int,
-    num_workers: int,
-) -> Iterator[Batch]:
-    """The images `rows` of `folder`, each made an array by `to_array(image, row)`, in order, two batches read ahead.
+def training_loader(folder: ImageFolder, args: argparse.Namespace) -> Loader:
+    """Reads augmented images as the settings say."""
+    augment = Augmentation(tuple(args.crop_scale), tuple(args.crop_ratio), args.flip)
+    size, seed = args.image_size, args.seed
 
-    Threads do it, because decoding and resizing release the interpreter lock. (MindSpore's own pipeline would take over
-    the process's signals, and Ctrl-C would end a training without saving it.)
-    """
+    def view(path: Path, row: int, epoch: int) -> np.ndarray:
+        return augment(decode(path), size, np.random.default_rng([seed, epoch, AUGMENT, row]))
 
-    def read(row: int) -> np.ndarray | None:
-        try:
-            return to_array(decode(folder.paths[row]), row)
-        except UNREADABLE:
-            return None
-
-    def batch(rows: Sequence[int], futures: list[Future]) -> Batch:
-        arrays = [future.result() for future in futures]
-        good = np.array([row for row, array in zip(rows, arrays) if array is not None], int)
-        corrupt = [row for row, array in zip(rows, arrays) if array is None]
-        images = [array for array in arrays if array is not None]
-        return Batch(np.stack(images) if images else np.zeros(0), folder.labels[good], good, corrupt)
-
-    pool = ThreadPoolExecutor(num_workers)
-    ahead: deque = deque()
-    try:
-        for first in range(0, len(rows), batch_size):
-            part = rows[first : first + batch_size]
-            ahead.append((part, [pool.submit(read, row) for row in part]))
-            if len(ahead) > 2:
-                yield batch(*ahead.popleft())
-        while ahead:
-            yield batch(*ahead.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
+    workers = reading_processes(args.num_workers, args.device_num)
+    return Loader(folder, view, (3, size, size), args.batch_size, workers)
 
 
-def evaluation_batches(
-    folder: ImageFolder,
-    image_size: int,
-    resize_size: int,
-    batch_size: int,
-    num_workers: int,
-    rank: int = 0,
-    ranks: int = 1,
-) -> Iterator[Batch]:
-    """Every image of `folder` once, in order (every `ranks`-th, for one of several processes), the last batch short."""
+def evaluation_loader(folder: ImageFolder, args: argparse.Namespace, devices: int = 1) -> Loader:
+    """Reads images with the published preprocessing."""
+    size, resize = args.image_size, args.resize_size
 
-    def view(image: Image.Image, row: int) -> np.ndarray:
-        return preprocess(image, image_size, resize_size)
+    def view(path: Path, row: int, epoch: int) -> np.ndarray:
+        return preprocess(decode(path), size, resize)
 
-    return _batches(folder, range(rank, len(folder), ranks), view, batch_size, num_workers)
+    return Loader(folder, view, (3, size, size), args.batch_size, reading_processes(args.num_workers, devices))
 
 
 def training_batches(
-    folder: ImageFolder,
-    image_size: int,
-    augment: Augmentation,
-    batch_size: int,
-    num_workers: int,
-    seed: int,
-    epoch: int,
-    first_step: int = 0,
-    rank: int = 0,
-    ranks: int = 1,
-) -> Iterator[Batch]:
-    """The augmented batches of one epoch from step `first_step` on; an incomplete last one is left out.
+    loader: Loader, args: argparse.Namespace, epoch: int, first_step: int = 0, rank: int = 0, devices: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
+    """This device's batches of an epoch from `first_step` on; an incomplete last step is left out.
 
-    The order is drawn from (seed, epoch). Step k takes the same `batch_size * ranks` images for any number of
-    processes; process `rank` gets the `rank`-th part of them.
+    A batch is images float32 (N, 3, S, S), labels int32 (N,), and the rows whose files cannot be read. Other images of
+    the batch take their places, so that every batch is full. Step k takes the same images for any number of devices.
+
+    Raises:
+        UserError: no image of a batch can be read.
     """
-
-    def view(image: Image.Image, row: int) -> np.ndarray:
-        return augment(image, image_size, np.random.default_rng([seed, epoch, 1, row]))
-
-    rows = epoch_rows(len(folder), batch_size, seed, epoch, first_step, rank, ranks)
-    return _batches(folder, rows, view, batch_size, num_workers)
+    rows = epoch_rows(len(loader.folder), args.batch_size, args.seed, epoch, first_step, rank, devices)
+    for batch in loader.batches(rows, epoch):
+        yield *filled(batch, args.batch_size, loader.folder), batch.corrupt

@@ -1,22 +1,23 @@
 """DRNet put together: predictor and classifier behind their resizes, their cost, and their checkpoint files."""
 
-import json
-from dataclasses import asdict, dataclass
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import mindspore as ms
 import mindspore.nn as nn
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
-from src.classifier import resnet50
+from src.classifier import ResNet
 from src.layers import Resize
 from src.predictor import predictor
-from utils.checkpoint import load_strictly, read_checkpoint, save_checkpoint
+from utils.checkpoint import load_strictly, read_checkpoint, read_record, record_in, save_checkpoint
 from utils.cli import UserError
 
 PREDICTOR, CLASSIFIER = "predictor.", "classifier."
-RECORD = "drnet"
+CLASSIFIER_KIND = "a DRNet classifier"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Architecture:
     resolutions: candidate resolutions in pixels, the largest first; position j uses BN set j.
     predictor_size, image_size: pixels of the predictor's input and of the images given to both networks.
     shortcut_bn: BN set of the projection shortcuts, "published" (set 0 everywhere) or "per_resolution".
+    layers: number of bottlenecks in each of the classifier's four stages.
     """
 
     resolutions: tuple[int, ...]
@@ -33,6 +35,7 @@ class Architecture:
     image_size: int
     num_classes: int
     shortcut_bn: str
+    layers: tuple[int, ...] = (3, 4, 6, 3)
 
 
 class Predict(nn.Cell):
@@ -67,33 +70,46 @@ class Classify(nn.Cell):
         return self.network(images, self.index)
 
 
-class DRNet:
-    """The two networks, and the cells that compute with them.
+class DRNet(nn.Cell):
+    """The two networks behind their resizes: each image is classified once, at the resolution predicted for it.
 
     In memory the parameters of the two are named apart, by "predictor." and "classifier."; files hold the plain names.
 
-    `predict` is a `Predict`, `classify[j]` the `Classify` of candidate j; they share their weights with `predictor`
-    and `classifier`.
+    Attributes:
+        predictor, classifier: the networks. predict: a `Predict`; classify[j]: the `Classify` of candidate j.
+
+    Inputs:
+        images: float32 (N, 3, S, S), S being the architecture's `image_size`.
+
+    Outputs:
+        logits float32 (N, K) and choices int (N,), the candidate of each image.
     """
 
     def __init__(self, architecture: Architecture):
+        super().__init__(auto_prefix=False)
+        candidates = len(architecture.resolutions)
         self.architecture = architecture
-        self.predictor = predictor(len(architecture.resolutions))
-        self.classifier = resnet50(
-            architecture.num_classes, len(architecture.resolutions), shortcut_bn=architecture.shortcut_bn
+        self.predictor = predictor(candidates)
+        self.classifier = ResNet(
+            architecture.layers, architecture.num_classes, candidates, shortcut_bn=architecture.shortcut_bn
         )
         self.predictor.update_parameters_name(PREDICTOR)
         self.classifier.update_parameters_name(CLASSIFIER)
         self.predict = Predict(self.predictor, architecture)
-        self.classify = [
-            Classify(self.classifier, architecture, index) for index in range(len(architecture.resolutions))
-        ]
+        self.classify = nn.CellList(
+            [Classify(self.classifier, architecture, index) for index in range(candidates)], auto_prefix=False
+        )
+        self.num_classes = architecture.num_classes
         self.set_train(False)
 
-    def set_train(self, mode: bool) -> None:
-        """Training or inference mode, for both networks."""
-        for cell in (self.predict, *self.classify):
-            cell.set_train(mode)
+    def construct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        choices = self.predict(images).argmax(1)
+        logits = ops.zeros((images.shape[0], self.num_classes), images.dtype)
+        for index, classify in enumerate(self.classify):
+            rows = ops.nonzero(choices == index).reshape((-1,))
+            own = classify(ops.gather(images, rows, 0))
+            logits = ops.tensor_scatter_update(logits, rows.expand_dims(1), own)
+        return logits, choices
 
     def gmacs(self) -> tuple[float, list[float]]:
         """Cost of one image in GMACs: the predictor's, and the classifier's at every candidate (C_j of section 3.4)."""
@@ -131,84 +147,88 @@ def count_gmacs(cell: nn.Cell, size: int) -> float:
 def kind_of(names: set[str]) -> str:
     """What a checkpoint with these parameter names looks like, in words for an error message."""
     if any(name.startswith(CLASSIFIER) for name in names):
-        return "the training state that --resume takes"
+        return "a training state (resume.ckpt, for --resume)"
     if "conv1.weight" in names and any(".bn_0." in name for name in names):
-        return "a DRNet classifier"
+        return CLASSIFIER_KIND
     if "layer1.0.conv2.weight" in names and "end_point.weight" in names and "layer1.1.conv1.weight" not in names:
         return "a DRNet predictor"
     return "the weights of another network"
 
 
-def load_classifier_record(path: str | Path) -> dict:
-    """What training wrote into the classifier checkpoint `path` beside the weights; empty for the published one."""
-    return json.loads(read_checkpoint(path).get(RECORD, "{}"))
+def record_of(path: str | Path) -> dict:
+    """What the classifier checkpoint `path` tells: the fields of `Architecture`, and what training recorded besides.
 
-
-def shortcut_bn_of(path: str | Path, architecture: dict) -> str:
-    """The shortcut BN set of classifier checkpoint `path`, after checking its record against `architecture`.
-
-    `architecture` holds the fields of `Architecture` but `shortcut_bn`. The published checkpoint carries no record and
-    is of the kind "published".
+    The published checkpoint, which has no record, tells its number of classes and of blocks, and its kind of shortcuts.
 
     Raises:
-        UserError: the checkpoint was trained for other sizes.
+        UserError: unreadable, or no classifier of a DRNet.
     """
-    record = load_classifier_record(path)
-    differing = [key for key, value in architecture.items() if key in record and _plain(record[key]) != _plain(value)]
-    if differing:
-        flags = " ".join(f"--{key} {_words(record[key])}" for key in differing)
-        raise UserError(f"{path} was trained with other sizes; add {flags} (or the --config_path it was trained with)")
-    return record.get("shortcut_bn", "published")
+    content = read_checkpoint(path)
+    if kind_of(set(content)) != CLASSIFIER_KIND:
+        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {CLASSIFIER_KIND}")
+    blocks = [len({name.split(".")[1] for name in content if name.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
+    told = {"layers": blocks, "shortcut_bn": "published"}
+    if "end_point.bias" in content:
+        told["num_classes"] = content["end_point.bias"].shape[0]
+    return told | record_in(content, path)
 
 
-def _plain(value):
-    return list(value) if isinstance(value, list | tuple) else value
+def architecture_of(args: argparse.Namespace, told: Mapping = {}) -> Architecture:
+    """What the settings describe, and what a checkpoint tells that is no setting."""
+    values = {field.name: told.get(field.name, getattr(args, field.name, None)) for field in fields(Architecture)}
+    return Architecture(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def _words(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def load_networks(
-    drnet: DRNet, classifier_ckpt: str | Path | None, predictor_ckpt: str | Path | None, new_head: bool = False
-) -> list[str]:
-    """Fill the networks from their files, strictly; None leaves one as it is.
-
-    Args:
-        new_head: keep the classifier's own last layer.
+def load_classifier(drnet: DRNet, path: str | Path, new_head: bool = False) -> list[str]:
+    """Fill the classifier from its file, strictly; `new_head` keeps its own last layer.
 
     Returns:
         The names of the parameters that were left out.
 
     Raises:
-        UserError: a file is missing, unreadable, of another network or for another number of classes or resolutions.
+        UserError: the file is missing, unreadable, of another network or for another number of classes or resolutions.
     """
-    head = ("end_point.weight", "end_point.bias")
-    left_out = []
-    if classifier_ckpt is not None:
-        left_out = load_strictly(
-            drnet.classifier.get_parameters(),
-            classifier_ckpt,
-            "a DRNet classifier",
-            kind_of,
-            {"end_point.weight": "set --num_classes to the file's, or train with --new_head for other classes"},
-            optional=head if new_head else (),
-            prefix=CLASSIFIER,
-        )
-    if predictor_ckpt is not None:
-        load_strictly(
-            drnet.predictor.get_parameters(),
-            predictor_ckpt,
-            "a DRNet predictor",
-            kind_of,
-            {"end_point.weight": "it has another number of candidates; set --resolutions to the file's"},
-            prefix=PREDICTOR,
-        )
-    return left_out
+    left_out = ("end_point.weight", "end_point.bias") if new_head else ()
+    return load_strictly(
+        drnet.classifier.get_parameters(),
+        path,
+        CLASSIFIER_KIND,
+        kind_of,
+        {"end_point.weight": "set --num_classes to the file's, or train with --new_head for other classes"},
+        left_out=left_out,
+        prefix=CLASSIFIER,
+    )
 
 
-def save_networks(drnet: DRNet, folder: Path) -> None:
-    """Write `classifier_net.ckpt` and `predictor_net.ckpt` into `folder`, with the architecture recorded in both."""
-    record = {RECORD: json.dumps(asdict(drnet.architecture))}
+def load_predictor(drnet: DRNet, path: str | Path) -> None:
+    """Fill the predictor from its file, strictly.
+
+    Raises:
+        UserError: as `load_classifier`; also a predictor that was trained for other sizes.
+    """
+    told, architecture = read_record(path), asdict(drnet.architecture)
+    for key in ("resolutions", "predictor_size", "image_size"):
+        if key in told and list(np.atleast_1d(told[key])) != list(np.atleast_1d(architecture[key])):
+            raise UserError(
+                f"{path} was trained with {key} {told[key]}, the classifier with {architecture[key]}; give the "
+                "predictor of the same training"
+            )
+    load_strictly(
+        drnet.predictor.get_parameters(),
+        path,
+        "a DRNet predictor",
+        kind_of,
+        {"end_point.weight": "it has another number of candidates; set --resolutions to the file's"},
+        prefix=PREDICTOR,
+    )
+
+
+def save_networks(drnet: DRNet, folder: Path, record: Mapping, with_predictor: bool) -> None:
+    """Write `classifier_net.ckpt` and, `with_predictor`, `predictor_net.ckpt` into `folder`.
+
+    Both record the architecture and, besides, `record`.
+    """
+    record = asdict(drnet.architecture) | record
     save_checkpoint(drnet.classifier.get_parameters(), folder / "classifier_net.ckpt", record, CLASSIFIER)
-    save_checkpoint(drnet.predictor.get_parameters(), folder / "predictor_net.ckpt", record, PREDICTOR)
+    if with_predictor:
+        save_checkpoint(drnet.predictor.get_parameters(), folder / "predictor_net.ckpt", record, PREDICTOR)

@@ -1,6 +1,6 @@
 """Evaluation of a DRNet: every image is classified once, at the resolution chosen for it (section 3.1)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import mindspore.nn as nn
@@ -9,7 +9,9 @@ from mindspore import Tensor
 
 from src.drnet import DRNet
 from src.gumbelmodule import GumbelSoftmax, gumbel_noise
-from utils.images import Batch
+from utils.cli import Interrupt, UserError
+from utils.device import ONE_DEVICE, Devices
+from utils.images import Batch, Loader, evaluation_rows
 from utils.metrics import Progress, Throughput, TopKAccuracy
 
 
@@ -110,85 +112,100 @@ class Evaluation:
     An image counts once for each candidate it was classified at: once, unless the route says several.
 
     correct: int64 (R, 2), top-1 and top-5 hits of each candidate; images: int64 (R,), images classified there.
-    corrupt: rows that could not be read. images_per_s: wall time of everything but compiling.
     predicted, chosen: int (number of rows,), class and candidate of each row, -1 where it was not read.
+    images_per_s: wall time of everything but compiling. corrupt: number of images that could not be read.
     """
 
     correct: np.ndarray
     images: np.ndarray
-    images_per_s: float
-    predicted: np.ndarray
-    chosen: np.ndarray
-    corrupt: list[int] = field(default_factory=list)
+    predicted: np.ndarray = field(repr=False)
+    chosen: np.ndarray = field(repr=False)
+    images_per_s: float = 0.0
+    corrupt: int = 0
 
     def top(self, column: int = 0) -> float:
-        """Accuracy in percent over all classified images; column 0 is top-1, 1 is top-5."""
-        return 100 * float(self.correct[:, column].sum()) / max(int(self.images.sum()), 1)
+        """Accuracy as a fraction of all classified images; column 0 is top-1, 1 is top-5."""
+        return float(self.correct[:, column].sum()) / max(int(self.images.sum()), 1)
 
     def top_of(self, candidate: int, column: int = 0) -> float | None:
-        """Accuracy in percent of the images classified at `candidate`; None if there are none."""
+        """Accuracy as a fraction of the images classified at `candidate`; None if there are none."""
         images = int(self.images[candidate])
-        return 100 * float(self.correct[candidate, column]) / images if images else None
+        return float(self.correct[candidate, column]) / images if images else None
 
-    def mean_gmacs(self, gmacs: list[float]) -> float:
+    def mean_gmacs(self, gmacs: Sequence[float]) -> float:
         """Mean of the classifier's GMACs per classified image, `gmacs` being C_j."""
         return float(np.dot(self.images, gmacs)) / max(int(self.images.sum()), 1)
+
+    def figures(self, resolutions: Sequence[int]) -> dict:
+        """Accuracies, and the images of each resolution, by the names that they have in `metrics.csv`."""
+        figures = {"top1": self.top(), "top5": self.top(1)}
+        figures |= {f"top1_{size}": self.top_of(j) for j, size in enumerate(resolutions)}
+        return figures | {f"images_{size}": int(self.images[j]) for j, size in enumerate(resolutions)}
+
+    def shares(self, resolutions: Sequence[int]) -> str:
+        """Number and accuracy of the images of each resolution, in words."""
+        tops = [self.top_of(j) for j in range(len(resolutions))]
+        accuracies = ["" if top is None else f" x {top:.2%}" for top in tops]
+        return ", ".join(f"{size}: {count}{top}" for size, count, top in zip(resolutions, self.images, accuracies))
 
 
 def evaluate(
     drnet: DRNet,
-    batches: Iterable[Batch],
-    rows: int,
+    loader: Loader,
     route: Route,
     batch_size: int,
-    description: str = "evaluating",
-    on_corrupt: Callable[[int], None] = lambda row: None,
-    expected: int | None = None,
-    show: bool = True,
+    interrupt: Interrupt,
+    devices: Devices = ONE_DEVICE,
+    on_corrupt: Callable[[Sequence[int]], None] = lambda rows: None,
 ) -> Evaluation:
-    """Classify all `batches` as `route` says.
+    """Classify all images as `route` says, each on one of the devices; every device returns the result of all.
 
     Args:
-        rows: number of images in the whole folder.
-        on_corrupt: called with the row of each image that cannot be read.
-        expected: number of images in `batches`, for the progress display (default: `rows`).
-        show: whether to display progress.
+        batch_size: what every batch of a candidate is filled up to, so that its graph sees one size.
+        interrupt: holds Ctrl-C while the graphs compile, where MindSpore would lose it.
+        on_corrupt: called with the rows of this device that cannot be read.
+
+    Raises:
+        UserError: logits that are not finite, or no image can be read.
     """
     drnet.set_train(False)
-    candidates = len(drnet.architecture.resolutions)
-    metrics = [TopKAccuracy((1, 5)) for _ in range(candidates)]
-    result = Evaluation(None, None, 0.0, np.full(rows, -1, np.int32), np.full(rows, -1, np.int8))
+    count = len(loader.folder)
+    metrics = [TopKAccuracy((1, 5)) for _ in drnet.architecture.resolutions]
+    result = Evaluation(None, None, np.full(count, -1, np.int32), np.full(count, -1, np.int8))
     queues = Queues(drnet, batch_size)
 
-    def count(classified) -> None:
-        for candidate, row, labels, logits in classified:
+    def note(classified: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        for candidate, done, labels, logits in classified:
             metrics[candidate].update(logits, labels)
-            result.predicted[row] = logits.argmax(1)
-            result.chosen[row] = candidate
+            result.predicted[done], result.chosen[done] = logits.argmax(1), candidate
 
-    with Progress(description, rows if expected is None else expected, show=show) as progress:
-        meter = None
-        for batch in batches:
-            if meter is None:
-                _compile(drnet, route, batch_size)
-                meter = Throughput()
-            for row in batch.corrupt:
-                result.corrupt.append(row)
-                on_corrupt(row)
+    rows = evaluation_rows(loader.folder, devices.rank, devices.count)
+    meter = Throughput()
+    with Progress("evaluating", len(rows), show=devices.rank == 0) as progress:
+        for batch in loader.batches(rows):
+            if not progress.done:
+                interrupt.hold_while(lambda: _compile(drnet, route, batch_size))
+                meter.reset()
+            on_corrupt(batch.corrupt)
+            result.corrupt += len(batch.corrupt)
             if len(batch.rows):
-                count(queues.add(batch, route.choose(batch)))
+                note(queues.add(batch, route.choose(batch)))
             meter.update(len(batch.rows))
             progress.update(len(batch.rows) + len(batch.corrupt), top1=_running(metrics))
-        count(queues.flush())
-        result.images_per_s = meter.rate() if meter else 0.0
+        note(queues.flush())
+    result.images_per_s = meter.rate()
     result.correct = np.stack([metric.correct for metric in metrics])
     result.images = np.array([metric.total for metric in metrics])
+    if devices.count > 1:
+        result = over_devices(result, devices)
+    if not result.images.any():
+        raise UserError(f"none of the {count} images of {loader.folder.paths.root} can be read")
     return result
 
 
-def _running(metrics: list[TopKAccuracy]) -> str:
+def _running(metrics: Sequence[TopKAccuracy]) -> str:
     total = sum(metric.total for metric in metrics)
-    return f"{100 * sum(metric.correct[0] for metric in metrics) / total:.2f}%" if total else "-"
+    return f"{sum(metric.correct[0] for metric in metrics) / total:.2%}" if total else "-"
 
 
 def _compile(drnet: DRNet, route: Route, batch_size: int) -> None:
@@ -197,3 +214,17 @@ def _compile(drnet: DRNet, route: Route, batch_size: int) -> None:
     images = Tensor(np.zeros((batch_size, 3, size, size), np.float32))
     for cell in ([drnet.predict] if route.predicts else []) + [drnet.classify[j] for j in route.candidates]:
         cell.compile(images)
+
+
+def over_devices(result: Evaluation, devices: Devices) -> Evaluation:
+    """All devices' results put together."""
+    rate, corrupt = devices.sum([result.images_per_s, result.corrupt]).tolist()
+    return Evaluation(
+        devices.sum(result.correct).astype(np.int64),
+        devices.sum(result.images).astype(np.int64),
+        # -1 where another device reads the image, so that only one adds anything.
+        devices.sum(result.predicted + 1).astype(np.int32) - 1,
+        devices.sum(result.chosen + 1).astype(np.int8) - 1,
+        rate,
+        int(corrupt),
+    )

@@ -1,26 +1,22 @@
-"""Training of DRNet (arXiv 2106.02898, sections 3.2 to 3.4): the step, the optimizer, and exact resume.
+"""Training of DRNet (arXiv 2106.02898, sections 3.2 to 3.4): the step, its learning rates and the optimizer.
 
 A step works in groups: each candidate resolution gets the images that go through the classifier there, so that each BN
 sees its own samples alone. In pre-training every group is the whole batch, in fine-tuning what the predictor chose. The
 gradients of the groups are summed where they arise, reduced over the devices once, and given to the optimizer.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mindspore as ms
 import mindspore.nn as nn
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, ops
+from mindspore import ParameterTuple, Tensor, ops
 
-from src.drnet import DRNet, kind_of
+from src.drnet import DRNet
 from src.gumbelmodule import GumbelSoftmax
-from utils.checkpoint import load_strictly, read_checkpoint, save_checkpoint
-from utils.cli import UserError
-
-STATE = "state"
+from utils.device import ONE_DEVICE, Devices
+from utils.training import Update, check_finite, gradient_sums
 
 
 class GroupLoss(nn.Cell):
@@ -106,61 +102,28 @@ class Copy(nn.Cell):
         return ops.depend(True, self.map(ops.assign, self.target, self.source))
 
 
-class Update(nn.Cell):
-    """One step of `optimizer` with the gradients in `sums`, summed over the devices first; then clears `sums`."""
-
-    def __init__(self, optimizer: nn.Optimizer, sums: ParameterTuple, devices: int):
-        super().__init__(auto_prefix=False)
-        self.optimizer = optimizer
-        self.sums = sums
-        self.devices = devices
-        self.reduce = nn.DistributedGradReducer(sums, mean=False, degree=devices) if devices > 1 else None
-        self.map = ops.HyperMap()
-
-    def construct(self) -> bool:
-        gradients = self.sums
-        if self.devices > 1:
-            gradients = self.reduce(gradients)
-        done = self.optimizer(gradients)
-        zeros = self.map(ops.zeros_like, self.sums)
-        return ops.depend(True, self.map(ops.assign, ops.depend(self.sums, done), zeros))
-
-
-class SumOverDevices(nn.Cell):
-    """Sum over the devices of a float32 vector; the vector itself on one device."""
-
-    def __init__(self, devices: int):
-        super().__init__(auto_prefix=False)
-        self.reduce = ops.AllReduce() if devices > 1 else None
-
-    def construct(self, x: Tensor) -> Tensor:
-        return x if self.reduce is None else self.reduce(x)
-
-
 @dataclass
 class StepResult:
     """What one step did, over all devices.
 
     loss: mean over the global batch, budget term included. correct: top-1 hits, int64 (R,); chosen: images that went
-    through the classifier at each candidate, int64 (R,); images: readable images in the global batch. interrupt: some
-    device asks to stop.
+    through the classifier at each candidate, int64 (R,). interrupt: some device asks to stop.
     """
 
     loss: float
     correct: np.ndarray
     chosen: np.ndarray
-    images: int
     interrupt: bool = False
 
 
-class Trainer:
+class TrainOneStep:
     """Runs training steps.
 
     Args:
         drnet: the networks.
         optimizers: of the classifier and, in fine-tuning, of the predictor, as `make_optimizer` makes them.
         batch_size: images per device and step.
-        devices: number of devices.
+        devices: those that train.
         temperature: of the Gumbel-Softmax; None pre-trains: every image at every resolution, without the predictor.
         budget: (alpha, eta) of the loss's FLOPs term (section 3.4), alpha in GMACs; None for none.
     """
@@ -170,105 +133,95 @@ class Trainer:
         drnet: DRNet,
         optimizers: Sequence[nn.Optimizer],
         batch_size: int,
-        devices: int = 1,
+        devices: Devices = ONE_DEVICE,
         temperature: float | None = None,
         budget: tuple[float, float] | None = None,
     ):
-        self.drnet = drnet
-        self.batch_size = batch_size
         self.devices = devices
         self.budget = budget
         self.candidates = len(drnet.architecture.resolutions)
         self.gmacs = np.array(drnet.gmacs()[1])
+        self.scale = Tensor(1 / (batch_size * devices.count), ms.float32)
         # The network halves the side five times: with one image of one pixel left, a BN has no variance to learn from.
         self.smallest_group = [2 if resolution <= 32 else 1 for resolution in drnet.architecture.resolutions]
         drnet.set_train(True)
+        sums = [gradient_sums(optimizer.parameters) for optimizer in optimizers]
+        self.updates = [Update(*pair, devices.count, mean=False) for pair in zip(optimizers, sums)]
+        self.groups = [
+            GroupGradient(GroupLoss(classify), optimizers[0].parameters, sums[0]) for classify in drnet.classify
+        ]
         size = drnet.architecture.image_size
         images = Tensor(shape=[None, 3, size, size], dtype=ms.float32)
-        number = Tensor(shape=[None], dtype=ms.float32)
-        sums = [_zeros_like(optimizer.parameters) for optimizer in optimizers]
-        self.updates = [Update(optimizer, own, devices) for optimizer, own in zip(optimizers, sums)]
-        self.groups = []
-        for classify in drnet.classify:
-            group = GroupGradient(GroupLoss(classify), optimizers[0].parameters, sums[0])
+        choice = Tensor(shape=[None], dtype=ms.float32)
+        for group in self.groups:
             group.set_train(True)
-            group.set_inputs(images, Tensor(shape=[None], dtype=ms.int32), number, Tensor(1.0, ms.float32))
-            self.groups.append(group)
+            group.set_inputs(images, Tensor(shape=[None], dtype=ms.int32), choice, self.scale)
         self.choose = None
         if temperature is not None:
-            matrix = Tensor(shape=[None, self.candidates], dtype=ms.float32)
-            self.choose = Choose(drnet.predict, temperature)
-            self.choose_gradient = ChooseGradient(self.choose, optimizers[1].parameters, sums[1])
-            self.choose.set_inputs(images, matrix)
-            self.choose_gradient.set_inputs(images, matrix, matrix)
-            for cell in (self.choose, self.choose_gradient):
-                cell.set_train(True)
-            statistics = ParameterTuple(
-                [parameter for parameter in drnet.predictor.get_parameters() if "moving_" in parameter.name]
-            )
-            kept = statistics.clone("kept", init="same")
-            self.keep, self.restore = Copy(statistics, kept), Copy(kept, statistics)
-        self.over_devices = SumOverDevices(devices)
-        self.average = _Average(drnet, devices) if devices > 1 else None
+            self._choose_with(drnet, temperature, optimizers[1].parameters, sums[1], images)
 
-    def step(
+    def _choose_with(
+        self, drnet: DRNet, temperature: float, weights: ParameterTuple, sums: ParameterTuple, images: Tensor
+    ) -> None:
+        """Let the predictor, whose `weights` have the gradient `sums`, choose."""
+        matrix = Tensor(shape=[None, self.candidates], dtype=ms.float32)
+        self.choose = Choose(drnet.predict, temperature)
+        self.choose_gradient = ChooseGradient(self.choose, weights, sums)
+        self.choose.set_inputs(images, matrix)
+        self.choose_gradient.set_inputs(images, matrix, matrix)
+        for cell in (self.choose, self.choose_gradient):
+            cell.set_train(True)
+        statistics = [parameter for parameter in drnet.predictor.get_parameters() if "moving_" in parameter.name]
+        kept = ParameterTuple(statistics).clone("kept", init="same")
+        self.keep = Copy(ParameterTuple(statistics), kept)
+        self.restore = Copy(kept, ParameterTuple(statistics))
+
+    def __call__(
         self, images: np.ndarray, labels: np.ndarray, noise: np.ndarray | None = None, interrupt: bool = False
     ) -> StepResult:
-        """One step on this device's part of the batch: images (n, 3, S, S), labels (n,), Gumbel noise (n, R).
+        """One step on this device's part of the batch: images (N, 3, S, S), labels (N,), Gumbel noise (N, R) or None.
 
         Raises:
             UserError: the loss is not finite; the weights are those before the step.
         """
-        # One image leaves the predictor's BNs, where their input is one pixel, without a variance; so skip it.
-        count = len(labels) if len(labels) > 1 else 0
-        images, labels = images[:count], labels[:count]
-        scale = Tensor(1 / (self.batch_size * self.devices), ms.float32)
-        if self.choose is None:
-            choice = np.ones((count, self.candidates), np.float32)
-        else:
-            # The predictor runs twice, here and for its gradient, but its moving statistics advance once.
-            self.keep()
-            choice = np.zeros((0, self.candidates), np.float32)
-            if count:
-                scores = self.choose(Tensor(images), Tensor(noise[:count])).asnumpy()
-                choice = np.eye(self.candidates, dtype=np.float32)[scores.argmax(1)]
-            self.restore()
-        chosen = choice.sum(0)
-        chosen, interrupts = np.split(self.sum_over_devices([*chosen, interrupt]), [self.candidates])
-        total = chosen.sum() if self.choose is not None else chosen[0]
-        excess, cost_gradient = self._budget(chosen)
+        choice = self._choice(images, noise)
+        *chosen, interrupts = self.devices.sum([*choice.sum(0), interrupt])
+        excess, cost_gradient = self._budget(np.array(chosen))
 
         loss, correct = 0.0, np.zeros(self.candidates)
-        choice_gradient = np.tile(cost_gradient, (count, 1)).astype(np.float32)
+        choice_gradient = np.tile(cost_gradient, (len(labels), 1)).astype(np.float32)
         for candidate, group in enumerate(self.groups):
             rows = np.flatnonzero(choice[:, candidate])
             if len(rows) < self.smallest_group[candidate]:
                 continue
             group_loss, logits, gradient = group(
-                Tensor(images[rows]), Tensor(labels[rows]), Tensor(choice[rows, candidate]), scale
+                Tensor(images[rows]), Tensor(labels[rows]), Tensor(choice[rows, candidate]), self.scale
             )
             loss += float(group_loss.asnumpy())
             correct[candidate] = (logits.asnumpy().argmax(1) == labels[rows]).sum()
             choice_gradient[rows, candidate] += gradient.asnumpy()
-        loss, *correct = self.sum_over_devices([loss, *correct])
-        loss += excess
-        if not np.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss}; training has diverged, start again with a lower --lr or a longer warm-up"
-            )
-        if self.choose is not None and count:
-            self.choose_gradient(Tensor(images), Tensor(noise[:count]), Tensor(choice_gradient))
+        loss, *correct = self.devices.sum([loss, *correct])
+        loss = float(loss) + excess
+        check_finite(loss)
+        if self.choose is not None:
+            self.choose_gradient(Tensor(images), Tensor(noise), Tensor(choice_gradient))
         for update in self.updates:
             update()
-        return StepResult(loss, np.array(correct, int), chosen.astype(int), int(total), bool(interrupts[0]))
+        return StepResult(loss, np.array(correct, int), np.array(chosen, int), interrupts > 0)
 
-    def sum_over_devices(self, numbers: Sequence[float]) -> np.ndarray:
-        """Each of `numbers` summed over all devices, float32."""
-        return self.over_devices(Tensor(np.array(numbers, np.float32))).asnumpy()
+    def _choice(self, images: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+        """At which candidates each image goes through the classifier, float32 (N, R) of 0 and 1."""
+        if self.choose is None:
+            return np.ones((len(images), self.candidates), np.float32)
+        # The predictor runs twice, here and for its gradient, but its moving statistics advance once.
+        self.keep()
+        choice = self.choose(Tensor(images), Tensor(noise)).asnumpy()
+        self.restore()
+        return np.eye(self.candidates, dtype=np.float32)[choice.argmax(1)]
 
     def _budget(self, chosen: np.ndarray) -> tuple[float, np.ndarray]:
         """The budget term for the numbers of images chosen, (R,), and its gradient for one image's choice, (R,)."""
-        if self.budget is None or not chosen.sum():
+        if self.budget is None:
             return 0.0, np.zeros(self.candidates)
         alpha, eta = self.budget
         spread = self.gmacs.max() - self.gmacs.min()
@@ -276,32 +229,6 @@ class Trainer:
         if excess <= 0:
             return 0.0, np.zeros(self.candidates)
         return float(eta * excess), eta * self.gmacs / spread / chosen.sum()
-
-    def synchronise(self) -> None:
-        """Give every device the mean of all devices' BN statistics, so that all of them evaluate the same network."""
-        if self.average is not None:
-            self.average()
-
-
-def _zeros_like(weights: Sequence[Parameter]) -> ParameterTuple:
-    return ParameterTuple(
-        [Parameter(np.zeros(w.shape, np.float32), name=f"gradient.{w.name}", requires_grad=False) for w in weights]
-    )
-
-
-class _Average(nn.Cell):
-    """Replaces the moving statistics of both networks by their means over the devices."""
-
-    def __init__(self, drnet: DRNet, devices: int):
-        super().__init__(auto_prefix=False)
-        networks = (drnet.classifier, drnet.predictor)
-        statistics = [p for network in networks for p in network.get_parameters() if "moving_" in p.name]
-        self.statistics = ParameterTuple(statistics)
-        self.reduce = nn.DistributedGradReducer(self.statistics, mean=True, degree=devices)
-        self.map = ops.HyperMap()
-
-    def construct(self) -> bool:
-        return ops.depend(True, self.map(ops.assign, self.statistics, self.reduce(self.statistics)))
 
 
 def learning_rates(
@@ -343,41 +270,3 @@ def make_optimizer(
         if id(parameter) not in known and f"{owner}." not in parameter.name:
             parameter.name = f"{owner}.optimizer.{parameter.name}"
     return optimizer
-
-
-def read_state(path: str | Path) -> dict:
-    """The "settings" and the "position" that `save_state` stored in the training state `path`.
-
-    Raises:
-        UserError: not a training state.
-    """
-    stored = read_checkpoint(path).get(STATE)
-    if stored is None:
-        raise UserError(f"{path} is no training state; --resume takes the resume.ckpt of an interrupted training")
-    return json.loads(stored)
-
-
-def save_state(path: Path, drnet: DRNet, optimizers: Sequence[nn.Optimizer], settings: dict, position: dict) -> None:
-    """Write everything that `load_state` needs to go on from here: weights, optimizer, `settings` and `position`."""
-    texts = {STATE: json.dumps({"settings": settings, "position": position})}
-    save_checkpoint(_everything(drnet, optimizers), path, texts)
-
-
-def load_state(path: str | Path, drnet: DRNet, optimizers: Sequence[nn.Optimizer], settings: dict) -> dict:
-    """Restore what `save_state` wrote; returns the position.
-
-    Raises:
-        UserError: not a training state, or one of a run with other settings.
-    """
-    stored = read_state(path)
-    differing = [key for key in settings if stored["settings"].get(key) != json.loads(json.dumps(settings[key]))]
-    if differing:
-        theirs = ", ".join(f"{key} {stored['settings'].get(key)} (now {settings[key]})" for key in differing)
-        raise UserError(f"{path} is of a run with other settings: {theirs}; resume with the same, or start anew")
-    load_strictly(_everything(drnet, optimizers), path, "this training's state", kind_of)
-    return stored["position"]
-
-
-def _everything(drnet: DRNet, optimizers: Sequence[nn.Optimizer]) -> list[Parameter]:
-    cells = (drnet.classifier, drnet.predictor, *optimizers)
-    return list({parameter.name: parameter for cell in cells for parameter in cell.get_parameters()}.values())

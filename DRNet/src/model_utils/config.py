@@ -5,33 +5,27 @@ from pathlib import Path
 
 from utils import config
 from utils.cli import UserError
-from utils.config import Setting, above_zero, fraction, natural, not_negative, optional, positive, yes_no
-from utils.device import DEVICES
+from utils.config import Setting, above_zero, fraction, natural, not_negative, optional, positive, run_settings, yes_no
+from utils.export import FORMATS
+from utils.launcher import check_devices
 
 TRAIN = ("pretrain", "finetune")
 ALL = ("eval", "export", *TRAIN)
 CONFIG = Path(__file__).resolve().parents[2] / "config" / "resnet50_imagenet2012_config.yaml"
 
 SETTINGS = {
-    "data_path": Setting(
-        "ImageNet root with train/ and val/; for eval.py a single split will do", str, ("eval", *TRAIN)
-    ),
     "num_classes": Setting("number of classes", positive, ALL),
     "image_size": Setting("pixels of the image that both networks get", positive, ALL),
     "resize_size": Setting("pixels of the shorter side before the centre crop", positive, ALL),
     "resolutions": Setting("candidate resolutions in pixels, the largest first", positive, ALL, many=True),
     "predictor_size": Setting("pixels of the predictor's input", positive, ALL),
-    "classifier_ckpt": Setting("classifier checkpoint, in training to start from", optional(str), ALL),
+    "layers": Setting("bottlenecks in each of the classifier's four stages", positive, TRAIN, many=True),
+    "classifier_ckpt": Setting("classifier checkpoint, in training to start from", optional(str), ALL, free=True),
     "predictor_ckpt": Setting(
-        "predictor checkpoint, in training to start from", optional(str), ("eval", "export", "finetune")
+        "predictor checkpoint, in training to start from", optional(str), ("eval", "export", "finetune"), free=True
     ),
-    "device_target": Setting("device; auto: Ascend if there is one, else GPU, else CPU", str, ALL, DEVICES),
-    "device_id": Setting("number of the device", natural, ALL),
     "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL),
-    "num_workers": Setting("threads that read images; 0: one per core", natural, ("eval", *TRAIN)),
-    "seed": Setting("seed of every random draw", natural, ("eval", *TRAIN)),
-    "output_dir": Setting("folder for everything written", str, ALL),
-    "strict": Setting("stop at the first image that cannot be read", yes_no, ("eval", *TRAIN)),
+    **run_settings(TRAIN, ("eval", *TRAIN), ALL, distributed=TRAIN),
     "force_resolution": Setting("classify every image at this resolution", optional(positive), ("eval",)),
     "sample_gumbel": Setting("sample the resolution with Gumbel noise, as published", yes_no, ("eval",)),
     "predictions": Setting("CSV file for the prediction of every image", optional(str), ("eval",)),
@@ -40,7 +34,7 @@ SETTINGS = {
     "classifier_sha256": Setting("SHA-256 of that file; none: any", optional(str), ("eval",)),
     "predictor_url": Setting("where --download gets the predictor", optional(str), ("eval",)),
     "predictor_sha256": Setting("SHA-256 of that file; none: any", optional(str), ("eval",)),
-    "file_format": Setting("kind of the exported files", str, ("export",), ("MINDIR", "AIR")),
+    "file_format": Setting("kind of the exported files", str, ("export",), FORMATS),
     "epochs": Setting("number of epochs", positive, TRAIN),
     "optimizer": Setting("optimizer", str, TRAIN, ("sgd", "adamw")),
     "lr": Setting("learning rate of the classifier", above_zero, TRAIN),
@@ -63,10 +57,13 @@ SETTINGS = {
         TRAIN,
         ("published", "per_resolution"),
     ),
-    "new_head": Setting("leave out the checkpoint's last layer, for other classes", yes_no, TRAIN),
-    "resume": Setting("training state (resume.ckpt) to go on from", optional(str), TRAIN),
-    "eval_every": Setting("epochs between two evaluations", positive, TRAIN),
-    "device_num": Setting("devices to train on; more than one starts msrun", positive, TRAIN),
+    "new_head": Setting(
+        "load all of the checkpoint but its last layer, for other classes",
+        yes_no,
+        TRAIN,
+        aliases=("finetune",),
+        free=True,
+    ),
 }
 
 
@@ -83,6 +80,41 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
 
 
 def _check_together(args: argparse.Namespace, command: str) -> None:
+    check_sizes(args)
+    if command != "train" and args.classifier_ckpt is None:
+        raise UserError(f"{command}.py needs a classifier; give it with --classifier_ckpt")
+    if command != "train" and args.predictor_ckpt is None and getattr(args, "force_resolution", None) is None:
+        raise UserError(f"{command}.py needs a predictor; give it with --predictor_ckpt")
+    if command == "export":
+        return
+    if args.batch_size < (2 if command == "train" else 1):
+        raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
+    if command == "eval" and args.download and None in (args.classifier_url, args.predictor_url):
+        raise UserError("--download has nothing to get with this config; set --classifier_url and --predictor_url")
+    if command == "eval":
+        return
+    check_devices(args)
+    if len(args.layers) != 4:
+        raise UserError(f"--layers takes four numbers, one for each stage, not {len(args.layers)}")
+    if args.stage == "finetune" and None is args.classifier_ckpt is args.resume:
+        raise UserError("fine-tuning starts from a pre-trained classifier; give it with --classifier_ckpt")
+    if args.new_head and args.classifier_ckpt is None:
+        raise UserError("--new_head starts from a checkpoint; give it with --classifier_ckpt")
+    for key in ("crop_scale", "crop_ratio"):
+        if len(getattr(args, key)) != 2 or getattr(args, key)[0] > getattr(args, key)[1]:
+            raise UserError(f"--{key} takes two rising numbers")
+    if args.crop_scale[1] > 1:
+        raise UserError("--crop_scale: a crop cannot be larger than the image, give numbers up to 1")
+    if args.warmup_epochs > args.epochs:
+        raise UserError(f"the warm-up of {args.warmup_epochs:g} epochs is longer than --epochs {args.epochs}")
+
+
+def check_sizes(args: argparse.Namespace) -> None:
+    """Check the sizes against each other; they may have come from a checkpoint.
+
+    Raises:
+        UserError: they do not go together.
+    """
     if sorted(set(args.resolutions), reverse=True) != args.resolutions:
         raise UserError(
             f"--resolutions must differ and fall: {' '.join(map(str, sorted(set(args.resolutions))[::-1]))}"
@@ -93,28 +125,6 @@ def _check_together(args: argparse.Namespace, command: str) -> None:
         )
     if args.image_size > args.resize_size:
         raise UserError(f"--image_size {args.image_size} is larger than --resize_size {args.resize_size}")
-    if command == "export":
-        return
-    if args.batch_size < (2 if command == "train" else 1):
-        raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
-    if command == "eval" and args.download and None in (args.classifier_url, args.predictor_url):
-        raise UserError("--download has nothing to get with this config; set --classifier_url and --predictor_url")
-    if command == "eval" and args.force_resolution not in (None, *args.resolutions):
+    if getattr(args, "force_resolution", None) not in (None, *args.resolutions):
         candidates = " ".join(map(str, args.resolutions))
         raise UserError(f"--force_resolution {args.force_resolution} is none of --resolutions {candidates}")
-    if command == "train":
-        for key in ("crop_scale", "crop_ratio"):
-            if len(getattr(args, key)) != 2 or getattr(args, key)[0] > getattr(args, key)[1]:
-                raise UserError(f"--{key} takes two rising numbers")
-        if args.crop_scale[1] > 1:
-            raise UserError("--crop_scale: a crop cannot be larger than the image, give numbers up to 1")
-
-
-def architecture_settings(args: argparse.Namespace) -> dict:
-    """The fields of `drnet.Architecture` that are settings."""
-    return {
-        "resolutions": tuple(args.resolutions),
-        "predictor_size": args.predictor_size,
-        "image_size": args.image_size,
-        "num_classes": args.num_classes,
-    }
