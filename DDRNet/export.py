@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import run
+from utils.config import take_settings
 from utils.device import set_device
 from utils.export import check_format, export
 from utils.metrics import write_results
@@ -13,11 +14,13 @@ from utils.metrics import write_results
 # isort: split
 from src.configs.settings import load_config
 from src.data.transforms import MEAN, STD, resize_side
-from src.tools.get_misc import classes_of, get_network, load_network
+from src.tools.get_misc import get_network, load_network, record_of
 
 
 def main() -> None:
     args = load_config("export", __doc__)
+    told = record_of(args.pretrained)
+    take_settings(args, args.pretrained, told)
     device = set_device(args.device_target, args.device_id)
     check_format(args.file_format, device, args.batch_size)
     network = get_network(args)
@@ -41,12 +44,13 @@ def main() -> None:
                 "keep_aspect_ratio": False,
                 "interpolation": "bicubic, antialiased",
                 "center_crop": args.image_size,
+                "crop_pct": args.crop_pct,
                 "divide_by": 255,
                 "mean": [float(value) for value in MEAN],
                 "std": [float(value) for value in STD],
             },
             "num_classes": args.num_classes,
-            "class_names": classes_of(args.pretrained),
+            "class_names": told.get("classes"),
             "usage": "A 0 in a shape means any number. class_names is null where the checkpoint does not tell them.",
         },
     )

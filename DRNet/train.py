@@ -9,7 +9,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from utils.cli import run
 from utils.device import Devices, join_devices
 from utils.images import CorruptImages, Loader
-from utils.training import Training, begin, open_images, read_state
+from utils.training import Training, begin, open_images, told_by_state
 
 # isort: split
 import mindspore as ms
@@ -28,12 +28,12 @@ def main() -> int:
     args = load_config("train", __doc__)
     if (status := begin(args, __file__)) is not None:
         return status
-    told = {}
+    start, told = args.resume or args.classifier_ckpt, {}
     if args.resume is not None:
-        args.shortcut_bn = read_state(args.resume)["settings"].get("shortcut_bn")
+        told = told_by_state(args.resume, ("resolutions", "num_classes", "shortcut_bn", "layers"))
     elif args.classifier_ckpt is not None:
         told = record_of(args.classifier_ckpt)
-    train_folder, val_folder = open_images(args, args.classifier_ckpt, told, args.new_head, ("predictor_size",))
+    train_folder, val_folder = open_images(args, start, told, args.finetune, ("predictor_size",))
     check_sizes(args)
     # The reading processes come before anything that starts threads.
     with (
@@ -47,13 +47,13 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
     """Train on the images of the loaders and write everything to `output_dir`; returns the exit status."""
     # ----- networks -----
     ms.set_seed(args.seed)
-    finetune = args.stage == "finetune"
+    with_predictor = args.stage == "finetune"
     drnet = DRNet(architecture_of(args))
     if args.resume is None and args.classifier_ckpt is not None:
-        left_out = load_classifier(drnet, args.classifier_ckpt, args.new_head)
+        left_out = load_classifier(drnet, args.classifier_ckpt, args.finetune)
         if left_out:
             devices.say(f"not loaded from {args.classifier_ckpt}, trained from nothing: {', '.join(left_out)}")
-    if args.resume is None and finetune and args.predictor_ckpt is not None:
+    if args.resume is None and with_predictor and args.predictor_ckpt is not None:
         load_predictor(drnet, args.predictor_ckpt)
     predictor_gmacs, gmacs = drnet.gmacs()
 
@@ -63,13 +63,13 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
     rates = learning_rates(
         args.lr, args.lr_scheduler, args.epochs, steps, args.warmup_epochs, args.lr_step, args.lr_gamma
     )
-    networks = {drnet.classifier: 1.0} | ({drnet.predictor: args.predictor_lr_ratio} if finetune else {})
+    networks = {drnet.classifier: 1.0} | ({drnet.predictor: args.predictor_lr_ratio} if with_predictor else {})
     optimizers = [
         make_optimizer(args.optimizer, network, rates * ratio, args.momentum, args.weight_decay)
         for network, ratio in networks.items()
     ]
-    budget = (args.alpha, args.eta) if finetune and args.alpha is not None else None
-    temperature = args.temperature if finetune else None
+    budget = (args.alpha, args.eta) if with_predictor and args.alpha is not None else None
+    temperature = args.temperature if with_predictor else None
     train_step = TrainOneStep(drnet, optimizers, args.batch_size, devices, temperature, budget)
     devices.say(f"{devices}, {len(train_loader.folder)} training and {len(val_loader.folder)} validation images")
     costs = ", ".join(f"{cost:.3f} at {size}" for size, cost in zip(args.resolutions, gmacs))
@@ -79,7 +79,7 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
     # ----- where to start -----
     best = ("classifier_net.ckpt", "predictor_net.ckpt")[: len(networks)]
     training = Training(args, devices, train_loader, images, [drnet.classifier, drnet.predictor], optimizers, best)
-    route = dynamic_route(drnet, args.batch_size) if finetune else fixed_route(drnet, range(len(gmacs)))
+    route = dynamic_route(drnet, args.batch_size) if with_predictor else fixed_route(drnet, range(len(gmacs)))
     on_corrupt = CorruptImages(val_loader.folder, args.strict)
     record = {"classes": val_loader.folder.classes, "resize_size": args.resize_size}
 
@@ -100,18 +100,18 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
                 )
         row, line = training.row(rates[(epoch + 1) * steps - 1])
         row["train_top1"] = training.totals["correct"] / max(training.totals["passes"], 1)
-        row["train_gmacs"] = training.mean("gmacs") if finetune else None
+        row["train_gmacs"] = training.mean("gmacs") if with_predictor else None
         line += f", training top-1 {row['train_top1']:.2%}"
         if training.evaluates():
             tested = evaluate(drnet, val_loader, route, args.batch_size, training.interrupt, devices, on_corrupt)
             cost = tested.mean_gmacs(gmacs)
-            row |= tested.figures(args.resolutions) | {"mean_gmacs": cost + predictor_gmacs if finetune else None}
+            row |= tested.figures(args.resolutions) | {"mean_gmacs": cost + predictor_gmacs if with_predictor else None}
             line += f"; validation top-1 {tested.top():.2%} ({tested.shares(args.resolutions)})"
-            line += f", {row['mean_gmacs']:.3f} GMACs" if finetune else ""
+            line += f", {row['mean_gmacs']:.3f} GMACs" if with_predictor else ""
             within = budget is None or cost <= args.alpha * (1 + TOLERANCE)
             line += training.keep_best(
                 {"top1": tested.top(), "top5": tested.top(1), "within_budget": within},
-                lambda: save_networks(drnet, training.output, record, finetune),
+                lambda: save_networks(drnet, training.output, record, with_predictor),
                 by=("within_budget", "top1"),
             )
         training.tell(row, line)

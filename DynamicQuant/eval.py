@@ -7,14 +7,15 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import Interrupt, UserError, check_writable, run
-from utils.device import set_device
+from utils.config import take_settings
+from utils.device import join_devices
 from utils.download import download
 from utils.images import CorruptImages, ImageFolder, check_classes, open_split
 from utils.metrics import write_results, write_rows
 
 # isort: split
 from src.checkpoints import describe, load
-from src.config import load_config
+from src.config import check_crop, load_config
 from src.dataset import evaluation_loader
 from src.evaluation import Evaluation, evaluate
 from src.inference import Predictor
@@ -27,8 +28,7 @@ def main() -> None:
     args = load_config("eval", __doc__)
     if args.download:
         download(args.ckpt_url, Path(args.ckpt_path))
-    description = describe(args.ckpt_path)
-    architecture = description.architecture
+    architecture, told = describe(args.ckpt_path)
     if architecture.quant == FLOAT:
         raise UserError(
             f"{args.ckpt_path} is a float ResNet-18: it has no controller to choose bits and was not trained for them; "
@@ -36,25 +36,26 @@ def main() -> None:
         )
     if args.sample_gumbel and not architecture.decisions:
         raise UserError(f"{args.ckpt_path} has fixed bits, there is nothing to sample; leave out --sample_gumbel")
-    resize_size = description.resize_to(args.resize_size)
+    take_settings(args, args.ckpt_path, told)
+    args.image_size = architecture.image_size
+    check_crop(args.image_size, args.resize_size)
     folder = open_split(args.data_path, "val", architecture.num_classes, "evaluate a checkpoint that is of them")
-    check_classes(args.ckpt_path, description.classes, folder)
+    check_classes(args.ckpt_path, told.get("classes"), folder)
     check_writable(args.output_dir)
     if args.predictions is not None:
         check_writable(Path(args.predictions).parent)
-    batch_size = min(args.batch_size, len(folder))
-    with evaluation_loader(folder, architecture.image_size, resize_size, batch_size, args.num_workers) as loader:
+    args.batch_size = min(args.batch_size, len(folder))
+    with evaluation_loader(folder, args) as loader:
         # The device comes after the loader has forked its processes.
-        device = set_device(args.device_target, args.device_id)
+        devices = join_devices(args)
         network = architecture.network()
         load(network, architecture, args.ckpt_path)
-        predictor = Predictor(architecture, batch_size, args.force_bits, args.seed if args.sample_gumbel else None)
+        sample_seed = args.seed if args.sample_gumbel else None
+        predictor = Predictor(architecture, args.batch_size, args.force_bits, sample_seed)
         predictor.load(network)
         widths = " ".join(map(str, predictor.bits))
-        print(f"{len(folder)} images, {device}; compiling the network for bits {widths}", flush=True)
-        result = evaluate(predictor, loader, 0, 1, Interrupt(), CorruptImages(folder, args.strict))
-    if not result.images:
-        raise UserError(f"none of the {len(folder)} images of {args.data_path} can be read")
+        print(f"{len(folder)} images, {devices.target}; compiling the network for bits {widths}", flush=True)
+        result = evaluate(predictor, loader, Interrupt(), on_corrupt=CorruptImages(folder, args.strict))
 
     print(f"result: {{'acc': {result.top():.4f}}} ckpt= {args.ckpt_path}")
     print(table(result, architecture, predictor))

@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import UserError, check_writable, run
+from utils.config import take_settings
 from utils.device import set_device
 from utils.export import check_format, export
 from utils.metrics import write_results
@@ -13,7 +14,7 @@ from utils.metrics import write_results
 # isort: split
 import mindspore.nn as nn
 from src.checkpoints import describe, load
-from src.config import load_config
+from src.config import check_crop, load_config
 from src.dataset import MEAN, STD
 from src.inference import Back, Front
 from src.quant import StoredConv2d
@@ -26,8 +27,7 @@ PARAMETERS = {Front: ("conv1.", "bn1.", "layer1.", "fc1.", "fc2."), Back: ("laye
 
 def main() -> None:
     args = load_config("export", __doc__)
-    description = describe(args.ckpt_path)
-    architecture = description.architecture
+    architecture, told = describe(args.ckpt_path)
     if architecture.quant == FLOAT:
         raise UserError(f"{args.ckpt_path} is a float ResNet-18; train a quantized one with train.py --stage quantize")
     if architecture.decisions > 1:
@@ -35,7 +35,8 @@ def main() -> None:
             f"{args.ckpt_path} chooses the bits of every layer by itself, so it has no back part of one bit-width to "
             "export; train with --granularity image"
         )
-    resize_size = description.resize_to(args.resize_size)
+    take_settings(args, args.ckpt_path, told)
+    check_crop(architecture.image_size, args.resize_size)
     device = set_device(args.device_target, args.device_id)
     check_format(args.file_format, device, args.batch_size)
     network = architecture.network()
@@ -76,7 +77,7 @@ def main() -> None:
             "input": {"name": "images", "shape": [args.batch_size, *images[1:]], "dtype": "float32", "layout": "NCHW"},
             "preprocess": {
                 "color": "RGB",
-                "resize_shorter_side": resize_size,
+                "resize_shorter_side": args.resize_size,
                 "interpolation": "bicubic, antialiased",
                 "center_crop": size,
                 "divide_by": 255,
@@ -84,7 +85,7 @@ def main() -> None:
                 "std": STD.tolist(),
             },
             "num_classes": architecture.num_classes,
-            "class_names": description.classes,
+            "class_names": told.get("classes"),
             "quantizer": architecture.quant,
             "target_bits": architecture.target_bits,
             "front": front | {"outputs": outputs},

@@ -7,20 +7,22 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import UserError, run
+from utils.config import take_settings
 from utils.device import set_device
 from utils.export import check_format, export
 from utils.metrics import write_results
 
 # isort: split
-from src.checkpoints import BACKBONES, facts_of, load
+from src.checkpoints import BACKBONES, load, record_of
 from src.config import load_config, set_sizes
 from src.dataset import MEAN, STD
 
 
 def main() -> None:
     args = load_config("export", __doc__)
-    facts = facts_of(args.ckpt_path)
-    set_sizes(args, facts.sizes)
+    told = record_of(args.ckpt_path)
+    take_settings(args, args.ckpt_path, told)
+    set_sizes(args)
     path = output_path(args)
     device = set_device(args.device_target, args.device_id)
     check_format(args.file_format, device, args.batch_size)
@@ -48,7 +50,7 @@ def main() -> None:
                 "std": STD.tolist(),
             },
             "num_classes": args.num_classes,
-            "class_names": facts.classes,
+            "class_names": told.get("classes"),
             "usage": "A 0 in a shape means any number. class_names is null where the checkpoint does not tell them.",
         },
     )

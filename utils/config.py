@@ -38,6 +38,7 @@ natural = number(int, lambda value: value >= 0, "a whole number from 0")
 positive = number(int, lambda value: value >= 1, "a whole number from 1")
 not_negative = number(float, lambda value: 0 <= value < float("inf"), "a number from 0")
 above_zero = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 port = number(int, lambda value: 1 <= value < 2**16, "a port number, 1 to 65535")
 seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
@@ -186,6 +187,28 @@ def load_config(
     args.fixed = [key for key, setting in settings.items() if set(users) & set(setting.users) and not setting.free]
     args.fixed += ["stage"] if stages else []
     return args
+
+
+def check_training(args: argparse.Namespace, checkpoint: str, warmup: str = "warmup_epochs") -> None:
+    """Check the settings of a training that every model has against each other.
+
+    Args:
+        checkpoint, warmup: what the model calls the checkpoint to start from, and the epochs of warm-up.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    if args.batch_size < 2:
+        raise UserError("--batch_size must be at least 2 in training, or BN has nothing to learn a variance from")
+    for key in ("crop_scale", "crop_ratio"):
+        if len(getattr(args, key)) != 2 or getattr(args, key)[0] > getattr(args, key)[1]:
+            raise UserError(f"--{key} takes two rising numbers")
+    if args.crop_scale[1] > 1:
+        raise UserError("--crop_scale: a crop cannot be larger than the image, give numbers up to 1")
+    if getattr(args, warmup) > args.epochs:
+        raise UserError(f"the warm-up of {getattr(args, warmup):g} epochs is longer than --epochs {args.epochs}")
+    if args.finetune and getattr(args, checkpoint) is None:
+        raise UserError(f"--finetune starts from a checkpoint; give it with --{checkpoint}")
 
 
 def take_settings(

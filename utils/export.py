@@ -1,11 +1,12 @@
 """Export of a network to a file that is proved to compute the same, and its way back."""
 
 import contextlib
+import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mindspore as ms
@@ -47,6 +48,33 @@ def load_mindir(path: str | Path) -> nn.GraphCell:
         raise UserError(
             f"{path} cannot be read as a MINDIR file; it is truncated or damaged, export it again"
         ) from error
+
+
+def read_manifest(path: Path, read: Callable[[dict], dict]) -> tuple[dict, int]:
+    """What the manifest beside the exported MINDIR file `path` tells.
+
+    Args:
+        read: takes the settings that the model has of its own from the manifest.
+
+    Returns:
+        settings by their names, with `classes`, the class names or None, and the batch size, 0 for any.
+
+    Raises:
+        UserError: one of the files is missing, or damaged, or of another export.
+    """
+    file = path.with_suffix(".json")
+    for needed in (path, file):
+        if not needed.is_file():
+            raise UserError(f"no file {needed}; export.py writes a .mindir file and its .json side by side")
+    try:
+        manifest = json.loads(file.read_bytes())
+        told = {"num_classes": manifest["num_classes"], "classes": manifest["class_names"]} | read(manifest)
+        kind, batch_size = manifest["format"], manifest["input"]["shape"][0]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise UserError(f"{file} is not a manifest of export.py; export the network again") from error
+    if kind != "MINDIR":
+        raise UserError(f"{file} is of a later export, to {kind}; export {path.name} again, with its own --file_name")
+    return told, batch_size
 
 
 def check_format(file_format: str, device: str, batch_size: int) -> None:

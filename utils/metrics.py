@@ -37,7 +37,7 @@ class TopKAccuracy:
 
         Raises:
             ValueError: shapes that do not fit, or a label out of range.
-            UserError: a logit is NaN.
+            UserError: a logit is not finite.
         """
         logits, labels = np.asarray(logits), np.asarray(labels)
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -46,9 +46,10 @@ class TopKAccuracy:
             return
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in [0, {logits.shape[1]})")
-        if np.isnan(logits).any():
+        if not np.isfinite(logits).all():
             raise UserError(
-                "the network returns NaN for some images; its weights are broken (a diverged training, or a wrong file)"
+                "the network returns NaN or infinity for some images; its weights are broken (a diverged training, or "
+                "a wrong file), or float16 is too narrow for them"
             )
         own = logits[np.arange(len(labels)), labels][:, None]
         earlier = np.arange(logits.shape[1]) < labels[:, None]
@@ -59,6 +60,17 @@ class TopKAccuracy:
     def values(self) -> dict[int, float]:
         """k to accuracy in [0, 1]; NaN before the first image."""
         return {int(k): float(c) / self.total if self.total else float("nan") for k, c in zip(self.ks, self.correct)}
+
+    def shown(self) -> str:
+        """Accuracy for the first k in percent, for a progress display."""
+        return f"{self.correct[0] / self.total:.2%}" if self.total else "-"
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-log softmax(logits) at the label, float64 (N,), for logits (N, K) and labels int (N,)."""
+    logits = logits.astype(np.float64)
+    logits = logits - logits.max(1, keepdims=True)
+    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
 
 
 class Throughput:

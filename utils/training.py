@@ -153,6 +153,12 @@ def read_state(path: str | Path) -> dict:
     return state
 
 
+def told_by_state(path: str | Path, names: Sequence[str]) -> dict:
+    """Those settings of the training state `path` that say what the network is, and so need not be given again."""
+    settings = read_state(path)["settings"]
+    return {name: settings[name] for name in names if name in settings}
+
+
 def save_state(path: Path, cells: Sequence[nn.Cell], settings: Mapping, position: Mapping) -> None:
     """Write everything that `load_state` needs to go on: the cells' parameters, `settings` and `position`."""
     save_checkpoint(_parameters(cells), path, {"settings": settings, "position": position})

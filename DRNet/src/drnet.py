@@ -179,8 +179,8 @@ def architecture_of(args: argparse.Namespace, told: Mapping = {}) -> Architectur
     return Architecture(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def load_classifier(drnet: DRNet, path: str | Path, new_head: bool = False) -> list[str]:
-    """Fill the classifier from its file, strictly; `new_head` keeps its own last layer.
+def load_classifier(drnet: DRNet, path: str | Path, finetune: bool = False) -> list[str]:
+    """Fill the classifier from its file, strictly; `finetune` keeps its own last layer.
 
     Returns:
         The names of the parameters that were left out.
@@ -188,13 +188,13 @@ def load_classifier(drnet: DRNet, path: str | Path, new_head: bool = False) -> l
     Raises:
         UserError: the file is missing, unreadable, of another network or for another number of classes or resolutions.
     """
-    left_out = ("end_point.weight", "end_point.bias") if new_head else ()
+    left_out = ("end_point.weight", "end_point.bias") if finetune else ()
     return load_strictly(
         drnet.classifier.get_parameters(),
         path,
         CLASSIFIER_KIND,
         kind_of,
-        {"end_point.weight": "set --num_classes to the file's, or train with --new_head for other classes"},
+        {"end_point.weight": "set --num_classes to the file's, or train with --finetune for other classes"},
         left_out=left_out,
         prefix=CLASSIFIER,
     )

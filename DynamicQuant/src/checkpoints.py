@@ -1,9 +1,8 @@
 """Checkpoints: this folder's own, the published one, and float ResNet-18s of this folder or of torchvision (.pth)."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import mindspore as ms
@@ -11,11 +10,10 @@ import numpy as np
 
 from src.config import default_resize
 from src.resnet import FLOAT, HIDDEN, SMALLEST, WIDTHS, Architecture, ResNet
-from utils.checkpoint import read_checkpoint, save_checkpoint, some_of
+from utils.checkpoint import read_checkpoint, record_in, save_checkpoint, some_of
 from utils.cli import UserError
 from utils.torch_file import is_torch_file, read_torch_file
 
-FACTS = "architecture"  # the text beside the parameters
 PUBLISHED_BITS = (4, 3)  # target and number of them in the published checkpoint, which does not tell
 TORCH_WORDS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 CONTROLLER = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
@@ -24,36 +22,13 @@ CLASSIFIER = ("fc.weight", "fc.bias")
 UNUSED = re.compile(r".*\.quan_[aw]\.quantize2?\.scale|layer[2-4]\.\d+\.conv[12]\.bias")
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a checkpoint is of: the network, what evaluation resizes to, and the class names in label order or None."""
-
-    architecture: Architecture
-    resize_size: int
-    classes: tuple[str, ...] | None
-
-    def resize_to(self, resize_size: int | None) -> int:
-        """What to resize the shorter side to: `resize_size` if it is given, else what the checkpoint tells.
-
-        Raises:
-            UserError: the crop does not fit.
-        """
-        resize_size = resize_size or self.resize_size
-        if resize_size < self.architecture.image_size:
-            raise UserError(
-                f"a crop of {self.architecture.image_size} pixels does not fit into --resize_size {resize_size}; none "
-                f"takes the {self.resize_size} of the checkpoint"
-            )
-        return resize_size
+def save(network: ResNet, path: str | Path, architecture: Architecture, record: Mapping = {}) -> None:
+    """Write the parameters, what they are of, and what else is known, to `path`, whole or not at all."""
+    save_checkpoint(network.get_parameters(), path, asdict(architecture) | record)
 
 
-def save(network: ResNet, path: str | Path, description: Description) -> None:
-    """Write the parameters and what they are of to `path`, whole or not at all."""
-    save_checkpoint(network.get_parameters(), path, {FACTS: json.dumps(asdict(description))})
-
-
-def describe(path: str | Path) -> Description:
-    """What the checkpoint `path` is of.
+def describe(path: str | Path) -> tuple[Architecture, dict]:
+    """What network the checkpoint `path` is of, and all that it tells: that, `resize_size` and perhaps `classes`.
 
     Raises:
         UserError: unreadable, or of another network.
@@ -72,27 +47,27 @@ def load(network: ResNet, architecture: Architecture, path: str | Path, finetune
     Raises:
         UserError: unreadable, or a missing, surplus or misshapen parameter.
     """
-    stored, facts = _read(path)
-    theirs = _describe(path, stored, facts).architecture
+    stored, record = _read(path)
+    own, _ = _describe(path, stored, record)
     wanted = {parameter.name: parameter for parameter in network.get_parameters()}
     may_lack = set(CLASSIFIER) if finetune else set()
-    same = (theirs.quant, theirs.bits, theirs.decisions) == (
+    same = (own.quant, own.bits, own.decisions) == (
         architecture.quant,
         architecture.bits,
         architecture.decisions,
     )
-    if theirs.quant == FLOAT and architecture.quant != FLOAT:
+    if own.quant == FLOAT and architecture.quant != FLOAT:
         may_lack |= {name for name in wanted if name in CONTROLLER or name.endswith(".alpha")}
-    elif theirs.quant != architecture.quant:
+    elif own.quant != architecture.quant:
         raise UserError(
-            f"{path} is quantized with {theirs.quant}, the network {architecture.quant}; "
-            + (f"set --quant {theirs.quant}" if architecture.quant != FLOAT else "start from a float checkpoint")
+            f"{path} is quantized with {own.quant}, the network {architecture.quant}; "
+            + (f"set --quant {own.quant}" if architecture.quant != FLOAT else "start from a float checkpoint")
         )
     elif not same:
         # Fixed bits, other bits or other decisions: the weights and their statistics are of use all the same.
         may_lack |= set(CONTROLLER)
         stored = {name: value for name, value in stored.items() if name not in CONTROLLER}
-    elif theirs.image_size // SMALLEST != architecture.image_size // SMALLEST:
+    elif own.image_size // SMALLEST != architecture.image_size // SMALLEST:
         may_lack |= {name for name in wanted if name in CONTROLLER}
         stored = {name: value for name, value in stored.items() if name not in CONTROLLER}
     classes = len(stored[CLASSIFIER[1]])
@@ -119,19 +94,19 @@ def load(network: ResNet, architecture: Architecture, path: str | Path, finetune
     return [name for name in wanted if name not in stored]
 
 
-def _read(path: str | Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """The parameters that count, under this folder's names, and the text beside them."""
+def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
+    """The parameters that count, under this folder's names, and the record beside them."""
     if is_torch_file(path):
-        stored, facts = from_torch(read_torch_file(path)), None
+        stored, record = from_torch(read_torch_file(path)), {}
     else:
         content = read_checkpoint(path)
-        facts = content.get(FACTS)
+        record = record_in(content, path)
         stored = {name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)}
     if not {"conv1.weight", "layer4.1.conv2.weight", *CLASSIFIER} <= set(stored) or "layer1.0.conv3.weight" in stored:
         raise UserError(f"{path} looks like {kind_of(set(stored))}, not a ResNet-18; give the file of one")
     if _is_state(stored):
         raise UserError(f"{path} looks like {kind_of(set(stored))}; give the best checkpoint beside it")
-    return {name: value for name, value in stored.items() if not UNUSED.fullmatch(name)}, facts
+    return {name: value for name, value in stored.items() if not UNUSED.fullmatch(name)}, record
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -162,19 +137,24 @@ def kind_of(names: set[str]) -> str:
     return "another network"
 
 
-def _describe(path: str | Path, stored: Mapping[str, np.ndarray], facts: str | None) -> Description:
-    if facts is not None:
+def _describe(path: str | Path, stored: Mapping[str, np.ndarray], record: Mapping) -> tuple[Architecture, dict]:
+    if record:
+        names = [field.name for field in fields(Architecture)]
         try:
-            told = json.loads(facts)
-            classes = told["classes"]
-            return Description(Architecture(**told["architecture"]), told["resize_size"], classes and tuple(classes))
+            return Architecture(**{name: record[name] for name in names}), dict(record)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path} tells of a network that this version does not know ({error}); give one of its train.py"
             ) from error
+    architecture = _undescribed(path, stored)
+    return architecture, asdict(architecture) | {"resize_size": default_resize(architecture.image_size)}
+
+
+def _undescribed(path: str | Path, stored: Mapping[str, np.ndarray]) -> Architecture:
+    """The network of a file without a record: a float one, or the published one."""
     num_classes = len(stored[CLASSIFIER[1]])
     if "fc1.weight" not in stored:
-        return Description(Architecture(FLOAT, num_classes=num_classes), default_resize(224), None)
+        return Architecture(FLOAT, num_classes=num_classes)
     inputs, outputs = stored["fc1.weight"].shape[-1], len(stored.get("fc2.bias", ()))
     side = round((inputs / WIDTHS[0]) ** 0.5)
     target, num_bits = PUBLISHED_BITS
@@ -183,8 +163,7 @@ def _describe(path: str | Path, stored: Mapping[str, np.ndarray], facts: str | N
             f"{path} tells nothing about its network, and its controller of {inputs} inputs and {outputs} outputs is "
             "not the published one; give a checkpoint of train.py"
         )
-    size = side * SMALLEST
-    return Description(Architecture("dorefa", target, num_bits, "image", num_classes, size), default_resize(size), None)
+    return Architecture("dorefa", target, num_bits, "image", num_classes, side * SMALLEST)
 
 
 def _is_state(names: Iterable[str]) -> bool:

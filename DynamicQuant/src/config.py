@@ -6,9 +6,21 @@ from pathlib import Path
 from src.quant import MAX_BITS, QUANTIZERS
 from src.resnet import GRANULARITIES, SMALLEST, Architecture
 from utils.cli import UserError
-from utils.config import Setting, above_zero, fraction, natural, not_negative, number, optional, positive, seed, yes_no
+from utils.config import (
+    Setting,
+    above_zero,
+    below_one,
+    check_training,
+    fraction,
+    natural,
+    not_negative,
+    number,
+    optional,
+    positive,
+    run_settings,
+    yes_no,
+)
 from utils.config import load_config as load
-from utils.device import DEVICES
 from utils.export import FORMATS
 from utils.launcher import check_devices
 
@@ -18,7 +30,6 @@ RUN = (*STAGES, "eval")
 ALL = (*RUN, "export")
 QUANTIZE = ("quantize",)
 
-below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 bit_width = number(int, lambda value: 1 <= value <= MAX_BITS, f"a whole number from 1 to {MAX_BITS}")
 odd = number(int, lambda value: value >= 1 and value % 2 == 1, "an odd whole number")
 image_side = number(int, lambda value: value >= SMALLEST and value % 4 == 0, f"a multiple of 4 from {SMALLEST} up")
@@ -26,7 +37,7 @@ image_side = number(int, lambda value: value >= SMALLEST and value % 4 == 0, f"a
 SETTINGS = {
     # ===== Network: what a checkpoint is of it tells itself ===== #
     "ckpt_path": Setting(
-        "checkpoint; in training to start from, also a .pth", optional(str), ALL, aliases=("pretrained",)
+        "checkpoint; in training to start from, also a .pth", optional(str), ALL, aliases=("pretrained",), free=True
     ),
     "num_classes": Setting("number of classes", positive, STAGES),
     "image_size": Setting(f"side of the images in pixels, a multiple of 4 from {SMALLEST} up", image_side, STAGES),
@@ -41,19 +52,9 @@ SETTINGS = {
     "num_bits": Setting("bit-widths to choose from, around the target; 1: fixed bits, no controller", odd, QUANTIZE),
     "granularity": Setting("one decision for the image, or one for each layer", str, QUANTIZE, GRANULARITIES),
     # ===== Data ===== #
-    "data_path": Setting(
-        "ImageNet root with train/ and val/; for eval.py a single split will do", str, RUN, aliases=("dataset_path",)
-    ),
     "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL, own={"export": 1}),
-    "num_workers": Setting("processes that read images; 0: one per core, shared by the devices", natural, RUN),
-    "strict": Setting("stop at the first image that cannot be read", yes_no, RUN),
     # ===== Device and results ===== #
-    "device_target": Setting("device; auto: Ascend if there is one, else GPU, else CPU", str, ALL, DEVICES),
-    "device_id": Setting("number of the device", natural, ALL),
-    "device_num": Setting("devices; more than one starts msrun", positive, STAGES),
-    "rank_table_file": Setting("HCCL rank table of the devices, for Ascend", optional(str), STAGES),
-    "seed": Setting("seed of every random draw", seed, RUN),
-    "output_dir": Setting("folder for everything written", str, ALL),
+    **run_settings(STAGES, RUN, ALL, distributed=STAGES),
     # ===== Evaluation ===== #
     "force_bits": Setting(
         "run every image at these bits instead of those chosen for it", optional(bit_width), ("eval",)
@@ -65,7 +66,7 @@ SETTINGS = {
     # ===== Export ===== #
     "file_format": Setting("kind of the exported files", str, ("export",), FORMATS),
     # ===== Training ===== #
-    "finetune": Setting("load all of the checkpoint but the classifier, for other classes", yes_no, STAGES),
+    "finetune": Setting("load all of the checkpoint but the classifier, for other classes", yes_no, STAGES, free=True),
     "epochs": Setting("number of epochs", positive, STAGES),
     "lr": Setting("learning rate after the warm-up, for whatever batch", above_zero, STAGES),
     "lr_steps": Setting("epochs after which the learning rate is multiplied by lr_gamma", positive, STAGES, many=True),
@@ -86,8 +87,6 @@ SETTINGS = {
     "crop_ratio": Setting("range of the random crop's width / height", above_zero, STAGES, many=True),
     "flip": Setting("probability of a horizontal flip", fraction, STAGES),
     "color_jitter": Setting("largest relative change of brightness, contrast and saturation", fraction, STAGES),
-    "eval_every": Setting("epochs between two evaluations", positive, STAGES),
-    "resume": Setting("training state (resume.ckpt) to go on from", optional(str), STAGES),
 }
 
 
@@ -107,22 +106,20 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
             raise UserError("--force_bits leaves nothing to sample; leave out --sample_gumbel")
         return args
     check_devices(args)
-    if args.batch_size < 2:
-        raise UserError("--batch_size must be at least 2 in training, or BN has nothing to learn a variance from")
-    for key in ("crop_scale", "crop_ratio"):
-        if len(getattr(args, key)) != 2 or getattr(args, key)[0] > getattr(args, key)[1]:
-            raise UserError(f"--{key} takes two rising numbers")
-    if args.crop_scale[1] > 1:
-        raise UserError("--crop_scale: a crop cannot be larger than the image, give numbers up to 1")
+    check_training(args, "ckpt_path")
     if args.lr_steps != sorted(set(args.lr_steps)):
         raise UserError("--lr_steps takes rising epochs")
-    if args.warmup_epochs > args.epochs:
-        raise UserError(f"the warm-up of {args.warmup_epochs:g} epochs is longer than --epochs {args.epochs}")
-    if args.finetune and args.ckpt_path is None:
-        raise UserError("--finetune starts from a checkpoint; give it with --ckpt_path")
+    return args
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Fill in the settings of a training that follow from others, some of which a checkpoint may have told.
+
+    Raises:
+        UserError: values that do not go together.
+    """
     args.resize_size = args.resize_size or default_resize(args.image_size)
-    if args.resize_size < args.image_size:
-        raise UserError(f"a crop of {args.image_size} pixels does not fit into --resize_size {args.resize_size}")
+    check_crop(args.image_size, args.resize_size)
     if args.stage == "quantize":
         args.bit_budget = args.bit_budget or float(args.target_bits)
         if args.even_epochs >= args.epochs:
@@ -131,7 +128,16 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
         architecture_of(args)
     except ValueError as error:
         raise UserError(f"--target_bits {args.target_bits} --num_bits {args.num_bits}: {error}") from error
-    return args
+
+
+def check_crop(image_size: int, resize_size: int) -> None:
+    """Whether evaluation can cut its centre out.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    if resize_size < image_size:
+        raise UserError(f"a crop of {image_size} pixels does not fit into --resize_size {resize_size}; set it higher")
 
 
 def default_resize(image_size: int) -> int:

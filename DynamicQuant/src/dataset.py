@@ -6,7 +6,6 @@ epoch, image). So it does not depend on the number of reading processes or on in
 
 import argparse
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from utils.cli import UserError
-from utils.images import UNREADABLE, ImageFolder, Loader, epoch_rows
+from utils.images import UNREADABLE, ImageFolder, Loader, epoch_rows, filled, reading_processes
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -114,12 +113,7 @@ class TrainTransform:
         return left, top, left + w, top + h
 
 
-def reading_processes(num_workers: int, devices: int = 1) -> int:
-    """Reading processes of one device: `num_workers`, or its share of the cores if that is 0."""
-    return num_workers or max(1, len(os.sched_getaffinity(0)) // devices)
-
-
-def training_loader(folder: ImageFolder, args: argparse.Namespace, devices: int = 1) -> Loader:
+def training_loader(folder: ImageFolder, args: argparse.Namespace) -> Loader:
     """Reads augmented images as the settings say."""
     transform = TrainTransform(
         args.image_size, tuple(args.crop_scale), tuple(args.crop_ratio), args.flip, args.color_jitter
@@ -130,22 +124,15 @@ def training_loader(folder: ImageFolder, args: argparse.Namespace, devices: int 
         return transform(path, np.random.default_rng([seed, epoch, AUGMENT, row]))
 
     shape = (3, args.image_size, args.image_size)
-    return Loader(folder, view, shape, args.batch_size, reading_processes(args.num_workers, devices))
+    return Loader(folder, view, shape, args.batch_size, reading_processes(args.num_workers, args.device_num))
 
 
-def evaluation_loader(
-    folder: ImageFolder, image_size: int, resize_size: int, batch_size: int, num_workers: int, devices: int = 1
-) -> Loader:
+def evaluation_loader(folder: ImageFolder, args: argparse.Namespace, devices: int = 1) -> Loader:
     """Reads images with the published preprocessing."""
-    transform = EvalTransform(image_size, resize_size)
-    shape = (3, image_size, image_size)
-    workers = reading_processes(num_workers, devices)
-    return Loader(folder, lambda path, row, epoch: transform(path), shape, batch_size, workers)
-
-
-def evaluation_rows(folder: ImageFolder, rank: int = 0, devices: int = 1) -> range:
-    """The rows that one of several devices evaluates: each row is one device's."""
-    return range(rank, len(folder), devices)
+    transform = EvalTransform(args.image_size, args.resize_size)
+    shape = (3, args.image_size, args.image_size)
+    workers = reading_processes(args.num_workers, devices)
+    return Loader(folder, lambda path, row, epoch: transform(path), shape, args.batch_size, workers)
 
 
 def training_batches(
@@ -161,11 +148,7 @@ def training_batches(
     """
     rows = epoch_rows(len(loader.folder), args.batch_size, args.seed, epoch, first_step, rank, devices)
     for batch in loader.batches(rows, epoch):
-        if not len(batch.rows):
-            path = loader.folder.paths[batch.corrupt[0]]
-            raise UserError(f"no image of a whole batch can be read, the first is {path}; is the data set damaged?")
-        filled = np.resize(np.arange(len(batch.rows)), args.batch_size)
-        yield batch.images[filled], batch.labels[filled], batch.corrupt
+        yield *filled(batch, args.batch_size, loader.folder), batch.corrupt
 
 
 def controller_images(folder: ImageFolder, transform: EvalTransform, count: int = 128) -> np.ndarray:

@@ -3,16 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import mindspore.nn as nn
 import numpy as np
-from mindspore import Tensor, ops
 
-from src.dataset import evaluation_rows
 from src.inference import Predictor
 from src.resnet import Architecture
 from utils.cli import Interrupt, UserError
-from utils.images import Loader
-from utils.metrics import Progress, Throughput, TopKAccuracy
+from utils.device import ONE_DEVICE, Devices
+from utils.images import Loader, evaluation_rows
+from utils.metrics import Progress, Throughput, TopKAccuracy, cross_entropy
 
 
 @dataclass
@@ -54,40 +52,34 @@ class Evaluation:
         costs = chosen[:, None] * np.square(bits)
         return fixed * architecture.target_bits**2 + float((self.chosen * costs).sum()) / max(self.images, 1)
 
-
-class SumOverDevices(nn.Cell):
-    """Sum over the devices of a float32 vector; the vector itself on one device."""
-
-    def __init__(self, devices: int):
-        super().__init__(auto_prefix=False)
-        self.reduce = ops.AllReduce() if devices > 1 else None
-
-    def construct(self, x: Tensor) -> Tensor:
-        return x if self.reduce is None else self.reduce(x)
-
-    def of(self, numbers: Sequence[float]) -> np.ndarray:
-        """Each of `numbers` summed over all devices, float32."""
-        return self(Tensor(np.array(numbers, np.float32))).asnumpy()
+    def figures(self, architecture: Architecture) -> dict:
+        """Loss, accuracies, cost and choices by the names that they have in `metrics.csv`."""
+        figures = {"val_loss": self.mean_loss(), "top1": self.top(), "top5": self.top(1)}
+        if architecture.bits:
+            figures["bit_gflops"] = self.bit_flops(architecture, architecture.bits)
+        if architecture.decisions:
+            figures["bits"] = self.mean_bits(architecture.bits)
+            figures |= dict(zip((f"chosen_{bits}" for bits in architecture.bits), self.chosen.sum(0).tolist()))
+        return figures
 
 
 def evaluate(
     predictor: Predictor,
     loader: Loader,
-    rank: int,
-    devices: int,
     interrupt: Interrupt,
-    on_corrupt: Callable[[int], None] = lambda row: None,
+    devices: Devices = ONE_DEVICE,
+    on_corrupt: Callable[[Sequence[int]], None] = lambda rows: None,
 ) -> Evaluation:
     """Classify all images, each on one of the devices; every device returns the result of all.
 
     Args:
         interrupt: holds Ctrl-C while the graphs compile, where MindSpore would lose it.
-        on_corrupt: called with the row of each image of this device that cannot be read.
+        on_corrupt: called with the rows of this device that cannot be read.
 
     Raises:
-        UserError: logits that are not finite.
+        UserError: logits that are not finite, or no image can be read.
     """
-    rows, labels = evaluation_rows(loader.folder, rank, devices), loader.folder.labels
+    rows, labels = evaluation_rows(loader.folder, devices.rank, devices.count), loader.folder.labels
     metric = TopKAccuracy((1, 5))
     candidates = max(len(predictor.bits), 1)
     result = Evaluation(
@@ -102,11 +94,6 @@ def evaluate(
 
     def count(classified: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         for done, decisions, logits in classified:
-            if not np.isfinite(logits).all():
-                raise UserError(
-                    "the network returns NaN or infinity for some images; its weights are broken (a diverged training, "
-                    "or a wrong file)"
-                )
             metric.update(logits, labels[done])
             predicted = logits.argmax(1)
             result.loss += float(cross_entropy(logits, labels[done]).sum())
@@ -115,49 +102,40 @@ def evaluate(
             np.add.at(result.correct_at, decisions[predicted == labels[done], 0], 1)
 
     meter = None
-    with Progress("evaluating", len(rows), show=rank == 0) as progress:
+    with Progress("evaluating", len(rows), show=devices.rank == 0) as progress:
         for batch in loader.batches(rows):
             if meter is None:
-                with interrupt.held():
-                    predictor.compile()
-                if interrupt.asked:
-                    raise KeyboardInterrupt(*filter(None, [interrupt.hint]))
+                interrupt.hold_while(predictor.compile)
                 meter = Throughput()
-            for row in batch.corrupt:
-                on_corrupt(row)
+            on_corrupt(batch.corrupt)
             result.corrupt += len(batch.corrupt)
             if len(batch.rows):
                 count(predictor.add(batch.images, batch.rows))
             meter.update(len(batch.rows))
-            top1 = f"{metric.values()[1]:.2%}" if metric.total else "-"
-            progress.update(len(batch.rows) + len(batch.corrupt), top1=top1)
+            progress.update(len(batch.rows) + len(batch.corrupt), top1=metric.shown())
         count(predictor.flush())
     result.images = metric.total
     result.images_per_s = meter.rate() if meter else 0.0
-    return over_devices(result, devices) if devices > 1 else result
+    if devices.count > 1:
+        result = over_devices(result, devices)
+    if not result.images:
+        raise UserError(f"none of the {len(labels)} images of {loader.folder.paths.root} can be read")
+    return result
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log softmax(logits) at the label, float64 (N,), for logits (N, K) and labels int (N,)."""
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(1, keepdims=True)
-    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
-
-
-def over_devices(result: Evaluation, devices: int) -> Evaluation:
+def over_devices(result: Evaluation, devices: Devices) -> Evaluation:
     """All devices' results put together."""
-    total = SumOverDevices(devices)
     numbers = [result.loss, result.images, result.images_per_s, result.corrupt, *result.correct, *result.correct_at]
-    loss, images, rate, corrupt, top1, top5, *correct_at = total.of(numbers).tolist()
+    loss, images, rate, corrupt, top1, top5, *correct_at = devices.sum(numbers).tolist()
     return Evaluation(
         loss,
         np.array([top1, top5], np.int64),
         int(images),
-        total.of(result.chosen.ravel()).reshape(result.chosen.shape).astype(np.int64),
+        devices.sum(result.chosen).astype(np.int64),
         np.array(correct_at, np.int64),
         # -1 where another device reads the image, so that only one adds anything.
-        total.of(result.predicted + 1).astype(np.int32) - 1,
-        total.of(result.decided + 1).astype(np.int8) - 1,
+        devices.sum(result.predicted + 1).astype(np.int32) - 1,
+        devices.sum(result.decided + 1).astype(np.int8) - 1,
         rate,
         int(corrupt),
     )

@@ -7,7 +7,6 @@ Kinds, as `describe` names them:
   every release, so that only order and shapes tell which layer is which.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from mindspore import Parameter, Tensor
 
 from src import resnest50, resnest101, resnest200, resnest269
 from src.resnest import BN_PARAMETERS, ResNeSt, bn_behind, fuse, unfuse
-from utils.checkpoint import read_checkpoint, save_checkpoint, some_of
+from utils.checkpoint import read_checkpoint, read_record, save_checkpoint, some_of
 from utils.cli import UserError
 from utils.torch_file import is_torch_file, read_torch_file
 
@@ -88,30 +87,21 @@ def fill(network: ResNeSt, parameters: State) -> None:
             parameter.set_data(Tensor(parameters[parameter.name].astype(np.float32)))
 
 
-class Facts(NamedTuple):
-    """What a checkpoint of train.py tells beside the parameters; None where another one does not.
+def save(network: ResNeSt, path: str | Path, record: Mapping = {}) -> None:
+    """Write the parameters, and what is known of the network besides its backbone and number of classes, to `path`."""
+    known = {"backbone": _named(network.blocks), "num_classes": network.num_classes}
+    save_checkpoint(network.get_parameters(), path, known | record)
 
-    classes: names in label order. sizes: image and resize size in pixels that it was evaluated with.
+
+def record_of(path: str | Path) -> dict:
+    """What the checkpoint `path` tells: its backbone and number of classes, and what training recorded besides.
+
+    Raises:
+        UserError: unreadable, or not of a ResNeSt.
     """
-
-    classes: Sequence[str] | None = None
-    sizes: tuple[int, int] | None = None
-
-
-NO_FACTS = Facts()
-
-
-def save(network: ResNeSt, path: str | Path, facts: Facts = NO_FACTS) -> None:
-    """Write the parameters and the facts that are known to `path`."""
-    texts = {key: json.dumps(list(fact)) for key, fact in facts._asdict().items() if fact is not None}
-    save_checkpoint(network.get_parameters(), path, texts)
-
-
-def facts_of(path: str | Path) -> Facts:
-    """The facts that `save` stored in `path`."""
-    stored = {} if is_torch_file(path) else read_checkpoint(path)
-    facts = {key: json.loads(stored[key]) for key in Facts._fields if key in stored}
-    return Facts(facts.get("classes"), tuple(facts["sizes"]) if "sizes" in facts else None)
+    _, backbone, num_classes = describe(path)
+    told = {} if is_torch_file(path) else read_record(path)
+    return {"backbone": backbone, "num_classes": num_classes} | told
 
 
 def describe(path: str | Path) -> tuple[str, str, int]:
@@ -262,7 +252,7 @@ def _backbone(kind: str, stored: State) -> str:
 
 
 def _named(blocks: tuple[int, ...]) -> str:
-    return next(name for name, its in BLOCKS.items() if its == tuple(blocks))
+    return next(name for name, own in BLOCKS.items() if own == tuple(blocks))
 
 
 def title(backbone: str) -> str:

@@ -5,7 +5,6 @@ image). So it does not depend on the number of reading processes or on interrupt
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.cli import UserError
-from utils.images import ImageFolder, Loader, epoch_rows
+from utils.images import ImageFolder, Loader, epoch_rows, filled, reading_processes
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -129,11 +127,6 @@ class TrainTransform:
         return left, top, left + w, top + h
 
 
-def reading_processes(num_workers: int, devices: int = 1) -> int:
-    """Reading processes of one device: `num_workers`, or its share of the cores if that is 0."""
-    return num_workers or max(1, len(os.sched_getaffinity(0)) // devices)
-
-
 def training_loader(folder: ImageFolder, args: argparse.Namespace, devices: int = 1) -> Loader:
     """Reads augmented images as the settings say."""
     transform = TrainTransform(args.image_size, tuple(args.crop_scale), tuple(args.crop_ratio), args.flip)
@@ -158,11 +151,6 @@ def evaluation_loader(
     return Loader(folder, lambda path, row, epoch: transform(path), shape, args.batch_size, workers)
 
 
-def evaluation_rows(folder: ImageFolder, rank: int = 0, devices: int = 1) -> range:
-    """The rows that one of several devices evaluates: each row is one device's."""
-    return range(rank, len(folder), devices)
-
-
 def training_batches(
     loader: Loader, args: argparse.Namespace, epoch: int, first_step: int = 0, rank: int = 0, devices: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
@@ -177,12 +165,8 @@ def training_batches(
     """
     rows = epoch_rows(len(loader.folder), args.batch_size, args.seed, epoch, first_step, rank, devices)
     for batch in loader.batches(rows, epoch):
-        if not len(batch.rows):
-            path = loader.folder.paths[batch.corrupt[0]]
-            raise UserError(f"no image of a whole batch can be read, the first is {path}; is the data set damaged?")
-        filled = np.resize(np.arange(len(batch.rows)), args.batch_size)
-        targets = smooth_one_hot(batch.labels[filled], args.num_classes, args.label_smoothing)
-        yield batch.images[filled], targets, batch.corrupt
+        images, labels = filled(batch, args.batch_size, loader.folder)
+        yield images, smooth_one_hot(labels, args.num_classes, args.label_smoothing), batch.corrupt
 
 
 def smooth_one_hot(labels: np.ndarray, num_classes: int, smoothing: float) -> np.ndarray:

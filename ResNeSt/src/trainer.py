@@ -1,24 +1,17 @@
-"""What training is made of: the step, its learning rates and optimizer, the state to resume, the best checkpoint."""
+"""What training is made of: the step, its learning rates and optimizer."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mindspore as ms
 import mindspore.nn as nn
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
-from src.checkpoints import Facts, save
 from src.dataset import DROPOUT
-from src.evaluation import Evaluation, SumOverDevices, evaluate
 from src.resnest import ResNeSt
-from utils.checkpoint import load_strictly, read_checkpoint, save_checkpoint
-from utils.cli import Interrupt, UserError
-from utils.images import CorruptImages, Loader
-
-STATE = "state"  # the text in a training state beside the parameters
+from utils.device import ONE_DEVICE, Devices
+from utils.training import Update, check_finite, gradient_sums
 
 
 def learning_rates(lr: float, min_lr: float, warmup_epochs: float, epochs: int, steps: int) -> np.ndarray:
@@ -62,17 +55,17 @@ class SoftTargetCrossEntropy(nn.Cell):
 
 
 class Gradient(nn.Cell):
-    """Writes the gradients of the loss of one batch to `gradients`.
+    """Adds the gradients of the loss of one batch to `sums`.
 
     Inputs: images float32 (N, 3, S, S), targets float32 (N, K), keep float32 (N, 2048) or None.
     Outputs: the loss and the gradients' sum of squares, float32 ().
     """
 
-    def __init__(self, network: nn.Cell, criterion: nn.Cell, weights: ParameterTuple, gradients: ParameterTuple):
+    def __init__(self, network: nn.Cell, criterion: nn.Cell, weights: ParameterTuple, sums: ParameterTuple):
         super().__init__(auto_prefix=False)
         self.network = network
         self.criterion = criterion
-        self.gradients = gradients
+        self.sums = sums
         self.gradient = ops.value_and_grad(self.loss, None, weights)
         self.map = ops.HyperMap()
 
@@ -82,41 +75,11 @@ class Gradient(nn.Cell):
     def construct(self, images: Tensor, targets: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         loss, gradients = self.gradient(images, targets, keep)
         squares = ops.addn(self.map(_sum_of_squares, gradients))
-        return ops.depend(loss, self.map(ops.assign, self.gradients, gradients)), squares
+        return ops.depend(loss, self.map(ops.assign_add, self.sums, gradients)), squares
 
 
 def _sum_of_squares(gradient: Tensor) -> Tensor:
     return ops.square(gradient).sum()
-
-
-class Update(nn.Cell):
-    """One step of `optimizer` with the mean of all devices' `gradients`."""
-
-    def __init__(self, optimizer: nn.Optimizer, gradients: ParameterTuple, devices: int):
-        super().__init__(auto_prefix=False)
-        self.optimizer = optimizer
-        self.gradients = gradients
-        self.devices = devices
-        self.reduce = nn.DistributedGradReducer(gradients, mean=True, degree=devices) if devices > 1 else None
-
-    def construct(self) -> bool:
-        gradients = self.gradients
-        if self.devices > 1:
-            gradients = self.reduce(gradients)
-        return self.optimizer(gradients)
-
-
-class MeanStatistics(nn.Cell):
-    """Replaces the BN statistics of `network` by their means over the devices."""
-
-    def __init__(self, network: nn.Cell, devices: int):
-        super().__init__(auto_prefix=False)
-        self.statistics = ParameterTuple([p for p in network.get_parameters() if "moving_" in p.name])
-        self.reduce = nn.DistributedGradReducer(self.statistics, mean=True, degree=devices)
-        self.map = ops.HyperMap()
-
-    def construct(self) -> bool:
-        return ops.depend(True, self.map(ops.assign, self.statistics, self.reduce(self.statistics)))
 
 
 @dataclass(frozen=True)
@@ -134,20 +97,15 @@ class TrainOneStep:
         network: (images, keep) to logits.
         criterion: (logits, targets) to the loss.
         optimizer: with the parameter `learning_rate`.
-        devices: number of devices.
+        devices: those that train.
     """
 
-    def __init__(self, network: nn.Cell, criterion: nn.Cell, optimizer: nn.Optimizer, devices: int = 1):
+    def __init__(self, network: nn.Cell, criterion: nn.Cell, optimizer: nn.Optimizer, devices: Devices = ONE_DEVICE):
         self.optimizer = optimizer
         self.devices = devices
-        weights = optimizer.parameters
-        gradients = ParameterTuple(
-            [Parameter(np.zeros(w.shape, np.float32), name=f"gradient.{w.name}", requires_grad=False) for w in weights]
-        )
-        self.gradient = Gradient(network, criterion, weights, gradients)
-        self.update = Update(optimizer, gradients, devices)
-        self.over_devices = SumOverDevices(devices)
-        self.mean_statistics = MeanStatistics(network, devices) if devices > 1 else None
+        sums = gradient_sums(optimizer.parameters)
+        self.gradient = Gradient(network, criterion, optimizer.parameters, sums)
+        self.update = Update(optimizer, sums, devices.count, mean=True)
 
     def __call__(
         self, images: np.ndarray, targets: np.ndarray, keep: np.ndarray | None, lr: float, interrupt: bool = False
@@ -159,22 +117,14 @@ class TrainOneStep:
         Raises:
             UserError: the loss or a gradient is not finite; the weights are those before the step.
         """
-        words = [] if keep is None else [Tensor(keep)]
-        loss, squares = (float(x.asnumpy()) for x in self.gradient(Tensor(images), Tensor(targets), *words))
-        loss, squares, interrupts = self.over_devices.of([loss, squares, interrupt]).tolist()
-        if not np.isfinite([loss, squares]).all():
-            raise UserError(
-                f"the loss is {loss / self.devices} and its gradients are {'' if np.isfinite(squares) else 'not '}"
-                "finite; training has diverged, start again with a lower --lr or more --warmup_epochs"
-            )
+        inputs = [Tensor(array) for array in (images, targets, keep) if array is not None]
+        loss, squares = (float(x.asnumpy()) for x in self.gradient(*inputs))
+        loss, squares, interrupts = self.devices.sum([loss, squares, interrupt]).tolist()
+        loss /= self.devices.count
+        check_finite(loss, squares)
         self.optimizer.learning_rate.set_data(Tensor(lr, ms.float32))
         self.update()
-        return StepResult(loss / self.devices, interrupts > 0)
-
-    def synchronise(self) -> None:
-        """Give every device the mean of all devices' BN statistics, so that all of them evaluate the same network."""
-        if self.mean_statistics is not None:
-            self.mean_statistics()
+        return StepResult(loss, interrupts > 0)
 
 
 def dropout_mask(
@@ -185,87 +135,3 @@ def dropout_mask(
         return None
     rng = np.random.default_rng([seed, epoch, DROPOUT, step])
     return network.sample_keep(batch_size * devices, rng).reshape(devices, batch_size, -1)[rank]
-
-
-class EvaluateAndKeepBest:
-    """Evaluates the network over all devices and keeps the checkpoint of the highest top-1 so far.
-
-    Args:
-        network: what is trained. loader: the validation images, of these `sizes`. path: the best checkpoint.
-        best: what `best` was in the run that is resumed, or None.
-    """
-
-    def __init__(
-        self,
-        network: ResNeSt,
-        loader: Loader,
-        batch_size: int,
-        path: Path,
-        sizes: tuple[int, int],
-        best: dict | None,
-        rank: int,
-        devices: int,
-        strict: bool,
-        interrupt: Interrupt,
-    ):
-        self.network = network
-        self.loader = loader
-        self.batch_size = batch_size
-        self.path = path
-        self.sizes = sizes
-        self.best = best
-        self.rank = rank
-        self.devices = devices
-        self.interrupt = interrupt
-        self.on_corrupt = CorruptImages(loader.folder, strict)
-
-    def __call__(self, epoch: int) -> Evaluation:
-        """Evaluate after `epoch`, counted from 1; `self.best["epoch"]` is then `epoch` if it is the best one."""
-        result = evaluate(
-            self.network, self.loader, self.batch_size, self.rank, self.devices, self.interrupt, self.on_corrupt
-        )
-        self.network.set_train(True)
-        if not result.images:
-            raise UserError("none of the validation images can be read")
-        if self.best is None or result.top() >= self.best["top1"]:
-            self.best = {"epoch": epoch, "top1": result.top(), "top5": result.top(1), "loss": result.mean_loss()}
-            if self.rank == 0:
-                save(self.network, self.path, Facts(self.loader.folder.classes, self.sizes))
-        return result
-
-
-def read_state(path: str | Path) -> dict:
-    """The "settings" and the "position" that `save_state` stored in the training state `path`.
-
-    Raises:
-        UserError: not a training state.
-    """
-    stored = read_checkpoint(path).get(STATE)
-    if stored is None:
-        raise UserError(f"{path} is no training state; --resume takes the resume.ckpt of an interrupted training")
-    return json.loads(stored)
-
-
-def save_state(path: Path, network: nn.Cell, optimizer: nn.Optimizer, settings: dict, position: dict) -> None:
-    """Write everything that `load_state` needs to go on from here: weights, optimizer, `settings` and `position`."""
-    texts = {STATE: json.dumps({"settings": settings, "position": position})}
-    save_checkpoint(_everything(network, optimizer), path, texts)
-
-
-def load_state(path: str | Path, network: nn.Cell, optimizer: nn.Optimizer, settings: dict) -> dict:
-    """Restore what `save_state` wrote; returns the position.
-
-    Raises:
-        UserError: not a training state, or one of a run with other settings.
-    """
-    stored = read_state(path)
-    differing = [key for key in settings if stored["settings"].get(key) != json.loads(json.dumps(settings[key]))]
-    if differing:
-        theirs = ", ".join(f"{key} {stored['settings'].get(key)} (now {settings[key]})" for key in differing)
-        raise UserError(f"{path} is of a run with other settings: {theirs}; resume with the same, or start anew")
-    load_strictly(_everything(network, optimizer), path, "this training's state", lambda names: "another one")
-    return stored["position"]
-
-
-def _everything(network: nn.Cell, optimizer: nn.Optimizer) -> list[Parameter]:
-    return list({p.name: p for cell in (network, optimizer) for p in cell.get_parameters()}.values())

@@ -5,9 +5,21 @@ from pathlib import Path
 
 from src.data.augment.rand_augment import parse_auto_augment
 from utils.cli import UserError
-from utils.config import Setting, above_zero, fraction, natural, not_negative, number, optional, positive, seed, yes_no
+from utils.config import (
+    Setting,
+    above_zero,
+    below_one,
+    check_training,
+    fraction,
+    natural,
+    not_negative,
+    number,
+    optional,
+    positive,
+    run_settings,
+    yes_no,
+)
 from utils.config import load_config as load
-from utils.device import DEVICES
 from utils.export import FORMATS
 from utils.launcher import check_devices
 
@@ -16,18 +28,11 @@ TRAIN = ("train",)
 RUN = ("train", "eval")
 ALL = ("train", "eval", "export")
 
-below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 image_size = number(int, lambda value: value >= 64 and value % 32 == 0, "a multiple of 32 from 64 up")
 
 SETTINGS = {
     "arch": Setting("network", str, ALL, ("DDRNet23",)),
     # ===== Dataset ===== #
-    "data_url": Setting(
-        "ImageNet root with train/ and val/; for eval.py a single split will do",
-        str,
-        RUN,
-        aliases=("data_path", "dataset_path"),
-    ),
     "set": Setting("kind of data set", str, RUN, ("ImageNet",)),
     "num_classes": Setting("number of classes", positive, ALL),
     "image_size": Setting("side of the images in pixels, a multiple of 32 from 64 up", image_size, ALL),
@@ -100,21 +105,19 @@ SETTINGS = {
     "epochs": Setting("number of epochs", positive, TRAIN),
     "drop_path_rate": Setting("stochastic depth: how often the deepest residual is dropped", below_one, TRAIN),
     "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL, own={"export": 1}),
-    "eval_every": Setting("epochs between two evaluations", positive, TRAIN),
-    "pretrained": Setting("checkpoint; in training, to start from", optional(str), ALL, aliases=("ckpt_path",)),
-    "finetune": Setting("load all of the checkpoint but the head, for other classes", yes_no, TRAIN),
-    "resume": Setting("training state (resume.ckpt) to go on from", optional(str), TRAIN),
-    # ===== Device and results ===== #
-    "device_target": Setting("device; auto: Ascend if there is one, else GPU, else CPU", str, ALL, DEVICES),
-    "device_id": Setting("number of the device", natural, ALL),
-    "device_num": Setting("devices; more than one starts msrun", positive, RUN),
-    "rank_table_file": Setting("HCCL rank table of the devices, for Ascend", optional(str), RUN),
-    "num_parallel_workers": Setting(
-        "processes that read images; 0: one per core, shared by the devices", natural, RUN, aliases=("num_workers",)
+    "pretrained": Setting(
+        "checkpoint; in training, to start from", optional(str), ALL, aliases=("ckpt_path",), free=True
     ),
-    "seed": Setting("seed of every random draw", seed, RUN),
-    "strict": Setting("stop at the first image that cannot be read", yes_no, RUN),
-    "output_dir": Setting("folder for everything written", str, ALL),
+    "finetune": Setting("load all of the checkpoint but the head, for other classes", yes_no, TRAIN, free=True),
+    # ===== Data, devices and results ===== #
+    **run_settings(
+        TRAIN,
+        RUN,
+        ALL,
+        distributed=RUN,
+        data_path=("data_url", "data_path", "dataset_path"),
+        num_workers=("num_parallel_workers", "num_workers"),
+    ),
     # ===== Evaluation ===== #
     "predictions": Setting("CSV file for the prediction of every image", optional(str), ("eval",)),
     "download": Setting("get the published checkpoint first", yes_no, ("eval",)),
@@ -123,8 +126,8 @@ SETTINGS = {
     # ===== Export ===== #
     "file_format": Setting("kind of the exported file", str, ("export",), FORMATS),
     # ===== ModelArts ===== #
-    "run_modelarts": Setting("fetch data_url from and copy the results to OBS, on ModelArts", yes_no, TRAIN),
-    "train_url": Setting("OBS folder for the results", optional(str), TRAIN),
+    "run_modelarts": Setting("fetch data_url from and copy the results to OBS, on ModelArts", yes_no, TRAIN, free=True),
+    "train_url": Setting("OBS folder for the results", optional(str), TRAIN, free=True),
 }
 
 
@@ -145,24 +148,14 @@ def load_config(command: str, description: str, argv: list[str] | None = None) -
         if command == "eval" and args.download and args.checkpoint_url is None:
             raise UserError("--download has nothing to get with this config; set --checkpoint_url")
         return args
-    if args.batch_size < 2:
-        raise UserError("--batch_size must be at least 2 in training, or BN has nothing to learn a variance from")
+    check_training(args, "pretrained", "warmup_length")
     if len(args.beta) != 2:
         raise UserError("--beta takes two numbers")
-    for key in ("crop_scale", "crop_ratio"):
-        if len(getattr(args, key)) != 2 or getattr(args, key)[0] > getattr(args, key)[1]:
-            raise UserError(f"--{key} takes two rising numbers")
-    if args.crop_scale[1] > 1:
-        raise UserError("--crop_scale: a crop cannot be larger than the image, give numbers up to 1")
     parse_auto_augment(args.auto_augment or "none")
     if (args.mix_up or args.cutmix) and args.mixup_mode == "pair" and args.batch_size % 2:
         raise UserError(
             f"--mixup_mode pair needs an even batch, not {args.batch_size}; change --batch_size or the mode"
         )
-    if args.warmup_length > args.epochs:
-        raise UserError(f"the warm-up of {args.warmup_length:g} epochs is longer than --epochs {args.epochs}")
-    if args.finetune and args.pretrained is None:
-        raise UserError("--finetune starts from a checkpoint; give it with --pretrained")
     if args.run_modelarts and args.train_url is None:
         raise UserError("--run_modelarts needs --train_url, the OBS folder for the results")
     return args

@@ -6,7 +6,6 @@ processes or on interruptions. Does not import MindSpore.
 """
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +15,7 @@ import numpy as np
 
 from src.data.augment.mixup import Mixup, smooth_one_hot
 from src.data.transforms import EvalTransform, TrainTransform
-from utils.cli import UserError
-from utils.images import Batch, ImageFolder, Loader, epoch_rows
+from utils.images import Batch, ImageFolder, Loader, epoch_rows, filled, reading_processes
 
 # What a stream of random numbers is for: third part of its seed. (0 is the order, in `epoch_rows`.)
 AUGMENT, MIX, DROP_PATH = 1, 2, 3
@@ -25,12 +23,7 @@ AUGMENT, MIX, DROP_PATH = 1, 2, 3
 Step = list[tuple[Any, Any, list[int]]]
 
 
-def reading_processes(num_parallel_workers: int, devices: int = 1) -> int:
-    """Reading processes of one device: `num_parallel_workers`, or its share of the cores if that is 0."""
-    return num_parallel_workers or max(1, len(os.sched_getaffinity(0)) // devices)
-
-
-def training_loader(folder: ImageFolder, args: argparse.Namespace, devices: int = 1) -> Loader:
+def training_loader(folder: ImageFolder, args: argparse.Namespace) -> Loader:
     """Reads augmented images as the settings say."""
     transform = TrainTransform(
         args.image_size,
@@ -50,7 +43,7 @@ def training_loader(folder: ImageFolder, args: argparse.Namespace, devices: int 
         return transform(path, np.random.default_rng([seed, epoch, AUGMENT, row]))
 
     shape = (3, args.image_size, args.image_size)
-    return Loader(folder, view, shape, args.batch_size, reading_processes(args.num_parallel_workers, devices))
+    return Loader(folder, view, shape, args.batch_size, reading_processes(args.num_parallel_workers, args.device_num))
 
 
 def evaluation_loader(folder: ImageFolder, args: argparse.Namespace, devices: int = 1) -> Loader:
@@ -137,19 +130,8 @@ class TrainingBatches:
 
     def _mixed(self, batch: Batch, epoch: int, step: int, number: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
         args = self.args
-        if not len(batch.rows):
-            path = self.loader.folder.paths[batch.corrupt[0]]
-            raise UserError(f"no image of a whole batch can be read, the first is {path}; is the data set damaged?")
-        images, labels = batch.images, batch.labels
-        if batch.corrupt:
-            filled = np.resize(np.arange(len(batch.rows)), args.batch_size)
-            images, labels = images[filled], labels[filled]
+        images, labels = filled(batch, args.batch_size, self.loader.folder)
         if self.mixup is None or 0 < args.mixup_off_epoch <= epoch:
-            return images.copy(), smooth_one_hot(labels, args.num_classes, args.label_smoothing), batch.corrupt
+            return images, smooth_one_hot(labels, args.num_classes, args.label_smoothing), batch.corrupt
         rng = np.random.default_rng([args.seed, epoch, MIX, step, number, self.rank])
         return *self.mixup(images, labels, rng), batch.corrupt
-
-
-def evaluation_rows(folder: ImageFolder, rank: int = 0, devices: int = 1) -> range:
-    """The rows that one of several devices evaluates: each row is one device's."""
-    return range(rank, len(folder), devices)

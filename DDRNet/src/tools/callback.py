@@ -1,74 +1,14 @@
-"""What a training does besides its steps: evaluation that keeps the best checkpoint, records, the plot."""
+"""What a training keeps of its steps: the record and the plot."""
 
 import csv
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from src.models.ddrnet import DDRNet23
-from src.tools.evaluation import Evaluation, evaluate
-from src.tools.get_misc import save_network
-from src.trainers.train_one_step import TrainOneStep
-from utils.cli import Interrupt, UserError, whole_file
-from utils.images import CorruptImages, Loader
+from src.trainers.train_one_step import StepResult
+from utils.cli import UserError, whole_file
 from utils.metrics import write_rows
-
-
-class EvaluateAndKeepBest:
-    """Evaluates the network over all devices and keeps the checkpoint of the highest top-1 so far.
-
-    Args:
-        network: what is trained. step: for sums over the devices. loader: the validation images.
-        path: the best checkpoint.
-        best: {"epoch", "top1"} of the run that is resumed, or None.
-    """
-
-    def __init__(
-        self,
-        network: DDRNet23,
-        step: TrainOneStep,
-        loader: Loader,
-        batch_size: int,
-        path: Path,
-        best: dict | None,
-        rank: int,
-        devices: int,
-        strict: bool,
-        interrupt: Interrupt,
-    ):
-        self.network = network
-        self.step = step
-        self.loader = loader
-        self.batch_size = batch_size
-        self.path = path
-        self.best = best
-        self.rank = rank
-        self.devices = devices
-        self.interrupt = interrupt
-        self.on_corrupt = CorruptImages(loader.folder, strict)
-
-    def __call__(self, epoch: int) -> Evaluation:
-        """Evaluate after `epoch`, counted from 1; `self.best["epoch"]` is then `epoch` if it is the best one."""
-        result = evaluate(
-            self.network, self.loader, self.batch_size, self.rank, self.devices, self.interrupt, self.on_corrupt
-        )
-        result = over_devices(result, self.step.sum_over_devices)
-        self.network.set_train(True)
-        if not result.images:
-            raise UserError("none of the validation images can be read")
-        if self.best is None or result.top() >= self.best["top1"]:
-            self.best = {"epoch": epoch, "top1": result.top(), "top5": result.top(1), "loss": result.mean_loss()}
-            if self.rank == 0:
-                save_network(self.network, self.path, self.loader.folder.classes)
-        return result
-
-
-def over_devices(result: Evaluation, sum_over_devices: Callable[[Sequence[float]], np.ndarray]) -> Evaluation:
-    """`result` with the sums of all devices; the predictions stay this device's."""
-    loss, top1, top5, images = sum_over_devices([result.loss, *result.correct, result.images]).tolist()
-    return replace(result, loss=loss, correct=np.array([top1, top5], np.int64), images=int(images))
 
 
 class StepRecord:
@@ -78,35 +18,35 @@ class StepRecord:
 
     Args:
         path: the file; it is first written by `write`.
-        before: `steps.csv` of the run that is resumed; its first `count` lines are taken over.
-        count: steps of that run. last: epoch and step of the last of them, counted from 1.
+        resume: the training state that is resumed, or None; the `steps.csv` beside it tells the steps before.
+        epoch, step: of that state, `step` being the steps of `epoch` that are done. steps: those of an epoch.
 
     Raises:
-        UserError: `before` does not hold those lines.
+        UserError: that file does not hold those steps.
     """
 
     COLUMNS = ("epoch", "step", "lr", "loss", "grad_norm", "loss_scale", "overflow")
 
-    def __init__(self, path: Path, before: Path | None = None, count: int = 0, last: tuple[int, int] = (0, 0)):
+    def __init__(self, path: Path, resume: str | Path | None = None, epoch: int = 0, step: int = 0, steps: int = 0):
         self.path = path
         self.rows: list[tuple[float, ...]] = []
-        if before is None:
+        if resume is None:
             return
+        before, count = Path(resume).with_name("steps.csv"), epoch * steps + step
         try:
             with before.open(newline="") as file:
-                for epoch, step, *values, overflow in list(csv.reader(file))[1 : count + 1]:
-                    self.rows.append((int(epoch), int(step), *map(float, values), int(overflow)))
-            fits = len(self.rows) == count and (not count or self.rows[-1][:2] == last)
+                for number, place, *values, overflow in list(csv.reader(file))[1 : count + 1]:
+                    self.rows.append((int(number), int(place), *map(float, values), int(overflow)))
+            fits = len(self.rows) == count and (not count or self.rows[-1][:2] == (epoch + 1, step))
         except (OSError, ValueError, IndexError):
             fits = False
         if not fits:
-            raise UserError(f"{before} does not hold the {count} steps before resume.ckpt; keep the two files together")
+            raise UserError(f"{before} does not hold the {count} steps before {resume}; keep the two files together")
 
-    def add(
-        self, epoch: int, step: int, lr: float, loss: float, norm: float, loss_scale: float, overflow: bool
-    ) -> None:
-        """Note a step; epoch and step are counted from 1."""
-        self.rows.append((epoch, step, float(lr), loss, norm, loss_scale, int(overflow)))
+    def add(self, epoch: int, step: int, lr: float, result: StepResult) -> None:
+        """Note what a step did; epoch and step are counted from 1."""
+        done = (result.loss, result.norm, result.loss_scale, int(result.overflow))
+        self.rows.append((epoch, step, float(lr), *done))
 
     def write(self) -> None:
         """Write all rows, whole or not at all."""

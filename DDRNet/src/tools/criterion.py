@@ -2,7 +2,6 @@
 
 import mindspore as ms
 import mindspore.nn as nn
-import numpy as np
 from mindspore import Tensor, ops
 
 
@@ -16,10 +15,3 @@ class SoftTargetCrossEntropy(nn.Cell):
     def construct(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.astype(ms.float32)
         return -(targets * ops.log_softmax(logits, -1)).sum(-1).mean()
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log softmax(logits) at the label, float64 (N,), for logits (N, K) and labels int (N,)."""
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(1, keepdims=True)
-    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]

@@ -1,21 +1,16 @@
-"""Interfaces for training and evaluation: network, checkpoints, training state."""
+"""Interfaces for training and evaluation: the network, its precision, its checkpoints."""
 
 import argparse
-import json
-from collections.abc import Sequence
-from pathlib import Path
 
 import mindspore.nn as nn
-from mindspore import Parameter
 
 from src.models.ddrnet import DDRNet23
 from src.tools.cell import cast_amp
-from utils.checkpoint import load_strictly, read_checkpoint, save_checkpoint
+from utils.checkpoint import load_strictly, read_checkpoint, record_in
 from utils.cli import UserError
 
 HEAD = ("linear.weight", "linear.bias")
-# Texts in a checkpoint beside the parameters.
-STATE, CLASSES = "state", "classes"
+KIND = "a DDRNet-23"
 
 
 def get_network(args: argparse.Namespace, drop_path_rate: float = 0.0) -> DDRNet23:
@@ -37,7 +32,7 @@ def kind_of(names: set[str]) -> str:
     if "compression3.0.weight" in names:
         if "learning_rate" in names:
             return "a training state (resume.ckpt, for --resume)"
-        return "a DDRNet-23"
+        return KIND
     if any(".bn_0." in name or name.startswith("end_point") for name in names):
         return "a DRNet"
     if any("Conv2d_" in name or "splat" in name or "splt" in name for name in names):
@@ -56,66 +51,19 @@ def load_network(network: DDRNet23, path: str, finetune: bool = False) -> list[s
     Raises:
         UserError: unreadable file, or a missing, surplus or misshapen parameter.
     """
-    stored = read_checkpoint(path).get(HEAD[0])
-    parameters = list(network.get_parameters())
-    if finetune:
-        kept = {parameter.name: parameter.value().copy() for parameter in parameters if parameter.name in HEAD}
-    classes = stored.shape[0] if isinstance(stored, Parameter) else "the file's"
-    remedy = f"set --num_classes {classes}, or, in training, --finetune to start with a new head"
-    left_out = load_strictly(
-        parameters, path, "a DDRNet-23", kind_of, dict.fromkeys(HEAD, remedy), HEAD if finetune else ()
-    )
-    if finetune:
-        for parameter in parameters:
-            if parameter.name in kept:
-                parameter.set_data(kept[parameter.name])
-        left_out = list(HEAD)
-    return left_out
+    remedy = "set --num_classes to the file's, or, in training, --finetune to start with a new head"
+    left_out = HEAD if finetune else ()
+    return load_strictly(network.get_parameters(), path, KIND, kind_of, dict.fromkeys(HEAD, remedy), left_out=left_out)
 
 
-def save_network(network: DDRNet23, path: Path, classes: Sequence[str]) -> None:
-    """Write the parameters and the class names, in label order, to `path`."""
-    save_checkpoint(network.get_parameters(), path, {CLASSES: json.dumps(list(classes))})
-
-
-def classes_of(path: str) -> list[str] | None:
-    """The class names in label order that `save_network` stored in `path`; None for a file without them."""
-    stored = read_checkpoint(path).get(CLASSES)
-    return None if stored is None else json.loads(stored)
-
-
-def read_state(path: str | Path) -> dict:
-    """The "settings" and the "position" that `save_state` stored in the training state `path`.
+def record_of(path: str) -> dict:
+    """What the checkpoint `path` tells: its number of classes, and what training recorded besides.
 
     Raises:
-        UserError: not a training state.
+        UserError: unreadable, or not of a DDRNet-23.
     """
-    stored = read_checkpoint(path).get(STATE)
-    if stored is None:
-        raise UserError(f"{path} is no training state; --resume takes the resume.ckpt of an interrupted training")
-    return json.loads(stored)
-
-
-def save_state(path: Path, network: nn.Cell, optimizer: nn.Optimizer, settings: dict, position: dict) -> None:
-    """Write everything that `load_state` needs to go on from here: weights, optimizer, `settings` and `position`."""
-    texts = {STATE: json.dumps({"settings": settings, "position": position})}
-    save_checkpoint(_everything(network, optimizer), path, texts)
-
-
-def load_state(path: str | Path, network: nn.Cell, optimizer: nn.Optimizer, settings: dict) -> dict:
-    """Restore what `save_state` wrote; returns the position.
-
-    Raises:
-        UserError: not a training state, or one of a run with other settings.
-    """
-    stored = read_state(path)
-    differing = [key for key in settings if stored["settings"].get(key) != json.loads(json.dumps(settings[key]))]
-    if differing:
-        theirs = ", ".join(f"{key} {stored['settings'].get(key)} (now {settings[key]})" for key in differing)
-        raise UserError(f"{path} is of a run with other settings: {theirs}; resume with the same, or start anew")
-    load_strictly(_everything(network, optimizer), path, "this training's state", kind_of)
-    return stored["position"]
-
-
-def _everything(network: nn.Cell, optimizer: nn.Optimizer) -> list[Parameter]:
-    return list({p.name: p for cell in (network, optimizer) for p in cell.get_parameters()}.values())
+    content = read_checkpoint(path)
+    if kind_of(set(content)) != KIND:
+        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {KIND}")
+    told = {"num_classes": content[HEAD[1]].shape[0]} if HEAD[1] in content else {}
+    return told | record_in(content, path)

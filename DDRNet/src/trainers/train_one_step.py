@@ -3,15 +3,20 @@
 The loss scale, the counts and the learning rate live on the host, where a resumed training finds them again.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
 import mindspore.nn as nn
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, ops
+from mindspore import ParameterTuple, Tensor, ops
 
+from src.data.imagenet import DROP_PATH
+from src.models.ddrnet import DDRNet23
 from utils.cli import UserError
+from utils.device import ONE_DEVICE, Devices
+from utils.training import check_finite, gradient_sums
 
 # Steps without overflow after which a dynamic loss scale doubles (arXiv 1710.03740, section 3.2).
 SCALE_WINDOW = 2000
@@ -106,30 +111,6 @@ class Clear(nn.Cell):
         return ops.depend(True, self.map(ops.assign, self.sums, self.map(ops.zeros_like, self.sums)))
 
 
-class SumOverDevices(nn.Cell):
-    """Sum over the devices of a float32 vector; the vector itself on one device."""
-
-    def __init__(self, devices: int):
-        super().__init__(auto_prefix=False)
-        self.reduce = ops.AllReduce() if devices > 1 else None
-
-    def construct(self, x: Tensor) -> Tensor:
-        return x if self.reduce is None else self.reduce(x)
-
-
-class MeanStatistics(nn.Cell):
-    """Replaces the BN statistics of `network` by their means over the devices."""
-
-    def __init__(self, network: nn.Cell, devices: int):
-        super().__init__(auto_prefix=False)
-        self.statistics = ParameterTuple([p for p in network.get_parameters() if "moving_" in p.name])
-        self.reduce = nn.DistributedGradReducer(self.statistics, mean=True, degree=devices)
-        self.map = ops.HyperMap()
-
-    def construct(self) -> bool:
-        return ops.depend(True, self.map(ops.assign, self.statistics, self.reduce(self.statistics)))
-
-
 @dataclass
 class LossScale:
     """The loss scale, and how it went so far.
@@ -192,7 +173,7 @@ class TrainOneStep:
         optimizer: with the parameter `learning_rate`.
         loss_scale: state of the loss scale; it changes with the steps.
         clip: global norm to clip the gradients to, after their mean over the devices; None: no clipping.
-        devices: number of devices.
+        devices: those that train.
     """
 
     def __init__(
@@ -202,22 +183,17 @@ class TrainOneStep:
         optimizer: nn.Optimizer,
         loss_scale: LossScale,
         clip: float | None,
-        devices: int = 1,
+        devices: Devices = ONE_DEVICE,
     ):
         self.optimizer = optimizer
         self.loss_scale = loss_scale
         self.clip = clip
         self.devices = devices
-        weights = optimizer.parameters
-        sums = ParameterTuple(
-            [Parameter(np.zeros(w.shape, np.float32), name=f"gradient.{w.name}", requires_grad=False) for w in weights]
-        )
-        self.gradient = Gradient(network, criterion, weights, sums)
-        self.mean_gradient = MeanGradient(sums, devices)
+        sums = gradient_sums(optimizer.parameters)
+        self.gradient = Gradient(network, criterion, optimizer.parameters, sums)
+        self.mean_gradient = MeanGradient(sums, devices.count)
         self.update = Update(optimizer, sums)
         self.clear = Clear(sums)
-        self.over_devices = SumOverDevices(devices)
-        self.mean_statistics = MeanStatistics(network, devices) if devices > 1 else None
 
     def __call__(
         self,
@@ -239,16 +215,11 @@ class TrainOneStep:
             words = [] if keep is None else [_tensor(keep)]
             loss = self.gradient(_tensor(images), _tensor(targets), Tensor(scale, ms.float32), *words)
             total = loss if total is None else total + loss
-        count = len(batches) * self.devices
+        count = len(batches) * self.devices.count
         divisor, asked = Tensor(scale * count, ms.float32), Tensor(float(interrupt), ms.float32)
         norm, total, interrupts = self.mean_gradient(divisor, total, asked).asnumpy().tolist()
         loss = total / count
-        if not np.isfinite(loss):
-            self.clear()
-            raise UserError(
-                f"the loss is {loss}; training has diverged, start again with a lower --base_lr or a longer "
-                "--warmup_length"
-            )
+        check_finite(loss, remedy="a lower --base_lr or a longer --warmup_length")
         overflow = not np.isfinite(norm)
         if overflow:
             self.clear()
@@ -259,14 +230,16 @@ class TrainOneStep:
         self.loss_scale.update(overflow)
         return StepResult(loss, norm, overflow, scale, bool(interrupts))
 
-    def sum_over_devices(self, numbers: Sequence[float]) -> np.ndarray:
-        """Each of `numbers` summed over all devices, float32."""
-        return self.over_devices(Tensor(np.array(numbers, np.float32))).asnumpy()
 
-    def synchronise(self) -> None:
-        """Give every device the mean of all devices' BN statistics, so that all of them evaluate the same network."""
-        if self.mean_statistics is not None:
-            self.mean_statistics()
+def drop_path(
+    network: DDRNet23, args: argparse.Namespace, epoch: int, step: int, devices: Devices = ONE_DEVICE
+) -> list[np.ndarray | None]:
+    """What the residuals are multiplied by, (N, 14) for each batch of a step; the draws are of the whole step."""
+    if not args.drop_path_rate:
+        return [None] * args.accumulation_step
+    rng = np.random.default_rng([args.seed, epoch, DROP_PATH, step])
+    keep = network.sample_keep(args.batch_size * args.accumulation_step * devices.count, rng)
+    return list(keep.reshape(devices.count, args.accumulation_step, args.batch_size, -1)[devices.rank])
 
 
 def _tensor(x: Tensor | np.ndarray) -> Tensor:

@@ -5,7 +5,18 @@ from pathlib import Path
 
 from utils import config
 from utils.cli import UserError
-from utils.config import Setting, above_zero, fraction, natural, not_negative, optional, positive, run_settings, yes_no
+from utils.config import (
+    Setting,
+    above_zero,
+    check_training,
+    fraction,
+    natural,
+    not_negative,
+    optional,
+    positive,
+    run_settings,
+    yes_no,
+)
 from utils.export import FORMATS
 from utils.launcher import check_devices
 
@@ -57,11 +68,11 @@ SETTINGS = {
         TRAIN,
         ("published", "per_resolution"),
     ),
-    "new_head": Setting(
+    "finetune": Setting(
         "load all of the checkpoint but its last layer, for other classes",
         yes_no,
         TRAIN,
-        aliases=("finetune",),
+        aliases=("new_head",),
         free=True,
     ),
 }
@@ -87,7 +98,7 @@ def _check_together(args: argparse.Namespace, command: str) -> None:
         raise UserError(f"{command}.py needs a predictor; give it with --predictor_ckpt")
     if command == "export":
         return
-    if args.batch_size < (2 if command == "train" else 1):
+    if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} is too small for {command}.py")
     if command == "eval" and args.download and None in (args.classifier_url, args.predictor_url):
         raise UserError("--download has nothing to get with this config; set --classifier_url and --predictor_url")
@@ -98,15 +109,7 @@ def _check_together(args: argparse.Namespace, command: str) -> None:
         raise UserError(f"--layers takes four numbers, one for each stage, not {len(args.layers)}")
     if args.stage == "finetune" and None is args.classifier_ckpt is args.resume:
         raise UserError("fine-tuning starts from a pre-trained classifier; give it with --classifier_ckpt")
-    if args.new_head and args.classifier_ckpt is None:
-        raise UserError("--new_head starts from a checkpoint; give it with --classifier_ckpt")
-    for key in ("crop_scale", "crop_ratio"):
-        if len(getattr(args, key)) != 2 or getattr(args, key)[0] > getattr(args, key)[1]:
-            raise UserError(f"--{key} takes two rising numbers")
-    if args.crop_scale[1] > 1:
-        raise UserError("--crop_scale: a crop cannot be larger than the image, give numbers up to 1")
-    if args.warmup_epochs > args.epochs:
-        raise UserError(f"the warm-up of {args.warmup_epochs:g} epochs is longer than --epochs {args.epochs}")
+    check_training(args, "classifier_ckpt")
 
 
 def check_sizes(args: argparse.Namespace) -> None:
