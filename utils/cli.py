@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -39,6 +40,20 @@ def run(main: Callable[[], int | None]) -> None:
         print("; ".join(["interrupted", *interrupt.args]), file=sys.stderr)
         status = 130
     sys.exit(status or 0)
+
+
+def read_json(path: str | Path, remedy: str):
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read or is not valid; `remedy` says what to do.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
 
 
 class Interrupt:

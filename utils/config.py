@@ -145,7 +145,7 @@ def load_config(
     config_flags = [f"--{name}" for name in ("config_path", *config_aliases)]
     first = Parser(add_help=False, allow_abbrev=False, prog=f"{command}.py")
     first.set_defaults(given={})
-    first.add_argument(*config_flags, default=str(default), action=_Store)
+    first.add_argument(*config_flags, default=str(default), action=Store)
     if stages:
         first.add_argument("--stage", choices=stages)
     known, _ = first.parse_known_args(argv)
@@ -156,7 +156,7 @@ def load_config(
     parser = Parser(prog=f"{command}.py", description=description, allow_abbrev=False)
     parser.set_defaults(given={})
     parser.add_argument(
-        *config_flags, default=str(default), action=_Store, help="YAML file with the settings (default: %(default)s)"
+        *config_flags, default=str(default), action=Store, help="YAML file with the settings (default: %(default)s)"
     )
     if stages:
         parser.add_argument("--stage", choices=stages, required=True, help="part of the training to run")
@@ -170,7 +170,7 @@ def load_config(
         shown = _words(value)
         if any(other != value for other in defaults.values()):
             shown = ", ".join(f"{user} {_words(other)}" for user, other in defaults.items())
-        options = {"default": value, "help": f"{setting.help} (default: {shown})".replace("%", "%%"), "action": _Store}
+        options = {"default": value, "help": f"{setting.help} (default: {shown})".replace("%", "%%"), "action": Store}
         flags = [f"--{name}" for name in (key, *setting.aliases)]
         if setting.kind is yes_no:
             parser.add_argument(*flags, type=yes_no, nargs="?", const=True, metavar="BOOL", **options)
@@ -234,14 +234,15 @@ def take_settings(
         setattr(args, key, value)
 
 
-class _Store(argparse.Action):
+class Store(argparse.Action):
     """Stores the value and notes the flag; two names of one setting must not disagree."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        before = namespace.given.get(self.dest)
+        given = getattr(namespace, "given", {})
+        before = given.get(self.dest)
         if before not in (None, option_string) and getattr(namespace, self.dest) != values:
             raise UserError(f"{before} and {option_string} are one setting with two values; give one of them")
-        namespace.given = {**namespace.given, self.dest: option_string}
+        namespace.given = {**given, self.dest: option_string}
         setattr(namespace, self.dest, values)
 
 

@@ -129,11 +129,12 @@ class CorruptImages:
 
 
 def open_split(
-    data_path: str | Path, split: str, num_classes: int, remedy: str = "set --num_classes {}"
+    data_path: str | Path, split: str, num_classes: int | None, remedy: str = "set --num_classes {}"
 ) -> ImageFolder:
     """The images of `split` ("train" or "val") under the root `data_path`, or of `data_path` if it is a split itself.
 
     Args:
+        num_classes: how many classes there must be; None: any number.
         remedy: what to do if the number of classes is not `num_classes`; `{}` stands for the number.
 
     Raises:
@@ -147,7 +148,7 @@ def open_split(
             f"{root} has no {split}/; add it, or set --data_path to the folder that holds the class folders"
         )
     images = ImageFolder(root)
-    if len(images.classes) != num_classes:
+    if num_classes not in (None, len(images.classes)):
         raise UserError(
             f"{root} has {len(images.classes)} classes, not {num_classes}; {remedy.format(len(images.classes))}, or, "
             "if it is a part of a larger data set, list all class names in a file classes.txt beside it"

@@ -6,7 +6,6 @@ class folders only. run_infer_310.sh starts it with `--backend mindspore`.
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
@@ -160,12 +159,13 @@ def infer() -> int:
     names, folder = named_images(args.dataset_path)
     for name in ("result_Files", "time_Result"):
         check_writable(args.output_dir / name)
-    result = {row: args.output_dir / "result_Files" / f"{name}{ENDING}" for row, name in enumerate(names)}
-    view = partial(prepare, resize=args.resize, crop=args.crop, interpolation=args.interpolation)
-    shape = (3, args.crop, args.crop)
+    results = [args.output_dir / "result_Files" / f"{name}{ENDING}" for name in names]
     corrupt = CorruptImages(folder, strict=False)
-    workers = max(1, args.num_threads)
-    with Loader(folder, lambda path, row, epoch: view(path), shape, args.batch_size, workers) as loader:
+
+    def view(path: Path, row: int, epoch: int) -> np.ndarray:
+        return prepare(path, args.resize, args.crop, args.interpolation)
+
+    with Loader(folder, view, (3, args.crop, args.crop), args.batch_size, max(1, args.num_threads)) as loader:
         interrupt = Interrupt()
         interrupt.hint = "go on with --resume"
         with interrupt.held():  # MindSpore would lose it while it compiles
@@ -174,7 +174,7 @@ def infer() -> int:
             raise KeyboardInterrupt(interrupt.hint)
         begin(args, folder.paths.root)
         size = network.classes * np.dtype(np.float32).itemsize
-        rows = [row for row, path in result.items() if not path.is_file() or path.stat().st_size != size]
+        rows = [row for row, path in enumerate(results) if not path.is_file() or path.stat().st_size != size]
         print(f"{len(rows)} of {len(folder)} images to do, {network.classes} classes, {args.device_target}", flush=True)
         milliseconds = []
         meter = Throughput()
@@ -187,7 +187,7 @@ def infer() -> int:
                     logits = network(batch.images)
                     milliseconds.append(1000 * (time.perf_counter() - start))
                     for row, values in zip(batch.rows.tolist(), logits):
-                        with whole_file(result[row]) as temporary:
+                        with whole_file(results[row]) as temporary:
                             temporary.write_bytes(values.tobytes())
                     meter.update(len(batch.rows))
                 progress.update(len(batch.rows) + len(batch.corrupt))

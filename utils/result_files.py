@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import Parser, UserError, whole_file
-from utils.images import ImageFolder
+from utils.cli import Parser, UserError, read_json, whole_file
+from utils.config import Store
+from utils.images import ImageFolder, open_split
 from utils.metrics import TopKAccuracy
 
 ENDING = "_0.bin"
 INCOMPLETE = 3  # exit status
-BATCH = 1000
 
 
 def named_images(data_path: str | Path) -> tuple[list[str], ImageFolder]:
@@ -27,14 +27,9 @@ def named_images(data_path: str | Path) -> tuple[list[str], ImageFolder]:
     A name is the file name without its ending, which the result file is named after.
 
     Raises:
-        UserError: as `ImageFolder`; also if two files differ in folder or ending only, or the root has no val/.
+        UserError: as `open_split`; also if two files differ in folder or ending only.
     """
-    root = Path(data_path)
-    if (root / "val").is_dir():
-        root = root / "val"
-    elif (root / "train").is_dir():
-        raise UserError(f"{root} has no val/; add it, or set --data_path to the folder that holds the class folders")
-    folder = ImageFolder(root)
+    folder = open_split(data_path, "val", num_classes=None)
     paths: dict[str, Path] = {}
     for path in folder.paths:
         if path.stem in paths:
@@ -50,15 +45,13 @@ def write_labels() -> None:
     parser = Parser(description="Write the labels of the images that the Ascend 310 program is to classify, as JSON.")
     parser.add_argument(
         *("--data_path", "--dataset_path"),
-        action="append",
-        help="ImageNet root with val/, or a single split (default: ./data/imagenet)",
+        action=Store,
+        default="./data/imagenet",
+        help="ImageNet root with val/, or a single split (default: %(default)s)",
     )
     parser.add_argument("--output", default="imagenet_label.json", help="file to write (default: %(default)s)")
     args = parser.parse_args()
-    data_paths = set(args.data_path or ["./data/imagenet"])
-    if len(data_paths) > 1:
-        raise UserError("--data_path and --dataset_path are one setting with two values; give one of them")
-    names, folder = named_images(data_paths.pop())
+    names, folder = named_images(args.data_path)
     labels = dict(zip(names, folder.labels.tolist()))
     with whole_file(args.output) as temporary:
         temporary.write_text(json.dumps(labels, indent=0) + "\n")
@@ -71,12 +64,7 @@ def read_labels(path: Path) -> dict[str, int]:
     Raises:
         UserError: it cannot be read or is no such file.
     """
-    try:
-        labels = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it with preprocess.py") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); make it again with preprocess.py") from error
+    labels = read_json(path, "make it with preprocess.py")
     if not isinstance(labels, dict) or not labels or not all(type(n) is int and n >= 0 for n in labels.values()):
         raise UserError(f"{path} is not a list of image names with their labels; make it again with preprocess.py")
     return labels
@@ -107,27 +95,22 @@ def accuracy(labels: dict[str, int], results: dict[str, Path]) -> TopKAccuracy:
         UserError: as `read_logits`; also results of different lengths, or a label that the network has no logit for.
     """
     metric = TopKAccuracy((1, 5))
-    names = sorted(labels.keys() & results.keys())
     first, classes = None, 0
-    for start in range(0, len(names), BATCH):
-        batch = names[start : start + BATCH]
-        rows = []
-        for name in batch:
-            logits = read_logits(results[name])
-            if first is None:
-                first, classes = results[name], len(logits)
-            if len(logits) != classes:
-                raise UserError(
-                    f"{results[name]} holds {len(logits)} logits, {first} {classes}; they are of different models, "
-                    "run the inference again into an empty folder"
-                )
-            if labels[name] >= classes:
-                raise UserError(
-                    f"image {name} has label {labels[name]}, but the model has {classes} classes, 0 to {classes - 1}; "
-                    "use the data set that the model was trained on (classes.txt fixes the labels of a part of one)"
-                )
-            rows.append(logits)
-        metric.update(np.stack(rows), np.array([labels[name] for name in batch]))
+    for name in sorted(labels.keys() & results.keys()):
+        logits = read_logits(results[name])
+        if first is None:
+            first, classes = results[name], len(logits)
+        if len(logits) != classes:
+            raise UserError(
+                f"{results[name]} holds {len(logits)} logits, {first} {classes}; they are of different models, run "
+                "the inference again into an empty folder"
+            )
+        if labels[name] >= classes:
+            raise UserError(
+                f"image {name} has label {labels[name]}, but the model has {classes} classes, 0 to {classes - 1}; use "
+                "the data set that the model was trained on (classes.txt fixes the labels of a part of one)"
+            )
+        metric.update(logits[None], [labels[name]])
     return metric
 
 
