@@ -180,8 +180,7 @@ def infer() -> int:
         meter = Throughput()
         with Progress("inference", len(rows)) as progress:
             for batch in loader.batches(rows):
-                for row in batch.corrupt:
-                    corrupt(row)
+                corrupt(batch.corrupt)
                 if len(batch.rows):
                     start = time.perf_counter()
                     logits = network(batch.images)
