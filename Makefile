@@ -1,5 +1,5 @@
 # make demo   a dynamic-resolution network trained, evaluated and shown on real images, in minutes on a CPU
-# make test   the whole test suite
+# make test   the tests that answer in ten minutes; make test-all adds full-size networks and long trainings
 # make convert-env   adds what ResNeSt/convert.py needs (PyTorch, ONNX, MindConverter) to the environment
 # Each makes the environment .venv first; set PYTHON to choose the interpreter (3.10 to 3.12).
 
@@ -10,10 +10,11 @@ CONFIG := --config_path config/resnet50_digits_config.yaml
 # For a shorter demo, such as make demo SAMPLE="--images 20" TRAIN="--epochs 1"
 SAMPLE :=
 TRAIN :=
+PYTEST := $(ENV)/python -m pytest -n 2 --dist loadfile
 # Installed without their dependencies, see ResNeSt/requirements-convert.txt.
 CONVERTER := mindconverter==1.7.0 resnest==0.0.5
 
-.PHONY: demo test bench convert-env check-system
+.PHONY: demo test test-all bench convert-env check-system
 .DELETE_ON_ERROR:
 
 demo: .venv/requirements.stamp
@@ -34,7 +35,10 @@ demo: .venv/requirements.stamp
 test: .venv/requirements-dev.stamp
 	$(ENV)/python -m ruff check .
 	$(ENV)/python -m ruff format --check .
-	$(ENV)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not full" $(PYTEST_ARGS)
+
+test-all: test
+	$(PYTEST) -m full $(PYTEST_ARGS)
 
 bench: .venv/requirements-dev.stamp
 	$(ENV)/python tests/benchmarks/drnet_routing.py

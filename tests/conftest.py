@@ -19,11 +19,13 @@ import utils  # noqa: F401  (sets the environment before any test imports mindsp
 
 # isort: split
 import mindspore
+from fork_server import ForkServer
 
 # Once something has run, MindSpore allows the device that has been set only, and none if it has not been set.
 mindspore.set_device("CPU")
 
 MODELS = {"drnet": "DRNet", "resnest": "ResNeSt", "dynamicquant": "DynamicQuant", "ddrnet": "DDRNet"}
+SERVER = ForkServer()
 _modules: dict[str, dict] = {}
 _active: list[str] = []
 
@@ -61,7 +63,19 @@ def memory_goes_back():
 
 
 def run_script(*words, cwd: Path, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
-    """Run `python words` in `cwd` as a user would, and wait for it."""
+    """Run `python words` in `cwd` as a user would, and wait for it.
+
+    A script runs in a fork of a process that has imported MindSpore, anything else in a process of its own; so does a
+    script whose `variables` are read at import.
+    """
+    words, environment = [str(word) for word in words], {**os.environ, **variables}
+    if not SERVER.takes(words, cwd, environment):
+        return run_process(*words, cwd=cwd, timeout=timeout, **variables)
+    return SERVER.start(words, cwd, environment).wait(timeout)
+
+
+def run_process(*words, cwd: Path, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
+    """`run_script` in a fresh process, for tests about what Python or MindSpore do when they start."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
@@ -74,18 +88,15 @@ def run_script(*words, cwd: Path, timeout: int = 600, **variables: str) -> subpr
 
 def stop_training(command: list, line: str, seconds: float, cwd: Path) -> str:
     """Run `python command`, a training, and press Ctrl-C so long after a line that begins so; returns its output."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    printed = []
-    while not printed or not printed[-1].startswith(line):
-        printed.append(process.stdout.readline())
-        assert printed[-1], process.stderr.read()
+    training = SERVER.start([str(word) for word in command], cwd, dict(os.environ))
+    while not any(printed.startswith(line) for printed in list(training.stdout)):
+        assert training.running(), training.wait(10)
+        time.sleep(0.01)
     time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, (printed, rest, errors)
-    return "".join(printed) + rest + errors
+    training.send_signal(signal.SIGINT)
+    result = training.wait(300)
+    assert result.returncode == 130, result
+    return result.stdout + result.stderr
 
 
 def one_line_error(result: subprocess.CompletedProcess) -> str:
