@@ -1,9 +1,21 @@
 """Settings from file and command line: aliases, own values, and what is refused."""
 
+import argparse
+
 import pytest
 
 from utils.cli import UserError
-from utils.config import Setting, fraction, load_config, natural, optional, positive, yes_no
+from utils.config import (
+    Setting,
+    check_training,
+    fraction,
+    load_config,
+    natural,
+    optional,
+    positive,
+    take_settings,
+    yes_no,
+)
 
 SETTINGS = {
     "data_url": Setting("data", str, ("train", "eval"), aliases=("data_path",)),
@@ -73,3 +85,43 @@ def test_what_is_refused(load, argv, text, message):
 
 def test_the_same_value_twice_is_no_contradiction(load):
     assert load("--data_url", "a", "--data_path", "a").data_url == "a"
+
+
+def test_the_settings_of_a_resumed_training_are_those_that_are_not_free(tmp_path):
+    table = {**SETTINGS, "place": Setting("folder", str, ("train",), free=True)}
+    path = tmp_path / "a.yaml"
+    path.write_text(FILE.replace("}", ", place: here}"))
+    assert load_config("train", "", table, path, argv=[]).fixed == [name for name in SETTINGS]
+    assert load_config("export", "", table, path, argv=[]).fixed == ["batch_size"]
+
+
+def test_settings_that_a_file_tells_need_not_be_given_and_cannot_be_contradicted(load):
+    args = load()
+    take_settings(args, "a.ckpt", {"batch_size": 7, "beta": (0.1, 0.2), "classes": ["x"]})
+    assert args.batch_size == 7 and args.beta == [0.1, 0.2] and "classes" not in args
+    take_settings(load("--batch_size", "7"), "a.ckpt", {"batch_size": 7})
+    with pytest.raises(UserError, match=r"^--batch_size 8 contradicts a\.ckpt, which has 7; leave it out"):
+        take_settings(load("--batch_size", "8"), "a.ckpt", {"batch_size": 7})
+    with pytest.raises(UserError, match=r"^--data_path e contradicts a\.ckpt, which has d; put it right$"):
+        take_settings(load("--data_path", "e"), "a.ckpt", {"data_url": "d"}, "put it right")
+
+
+GOOD = {"batch_size": 2, "crop_scale": [0.1, 1.0], "crop_ratio": [0.75, 1.5], "epochs": 3, "warm": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 1}, "--batch_size must be at least 2"),
+        ({"crop_scale": [0.5]}, "--crop_scale takes two rising numbers"),
+        ({"crop_ratio": [1.5, 0.75]}, "--crop_ratio takes two rising numbers"),
+        ({"crop_scale": [0.5, 1.1]}, "cannot be larger than the image"),
+        ({"warm": 3.5}, r"the warm-up of 3\.5 epochs is longer than --epochs 3"),
+        ({"finetune": True}, "give it with --start"),
+    ],
+)
+def test_settings_of_a_training_that_do_not_go_together(change, message):
+    settings = {**GOOD, "finetune": False, "start": None}
+    check_training(argparse.Namespace(**settings), "start", "warm")
+    with pytest.raises(UserError, match=message):
+        check_training(argparse.Namespace(**{**settings, **change}), "start", "warm")
