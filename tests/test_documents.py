@@ -1,9 +1,11 @@
 """Runs the commands of the READMEs, taken from the files, in a copy of the repository.
 
 A fenced bash block is run unless the line before it is a comment `<!-- needs: … -->` (an accelerator or ImageNet),
-`<!-- not run: … -->` (this test suite) or `<!-- benchmark -->` (run by `make bench`). Trainings are shortened.
+`<!-- not run: … -->` (this test suite) or `<!-- benchmark -->` (run by `make bench`). Trainings are shortened. That the
+flags in all blocks exist is tested without running anything.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -13,19 +15,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 sys.path.insert(0, str(ROOT / "tests" / "ascend310"))
 from lite import lite_home, program
 
-DOCUMENTS = ["README.md", "DRNet/readme.md", "ResNeSt/README.md", "DynamicQuant/readme.md", "DDRNet/README.md"]
-DOCUMENTS += ["utils/hccl_tools/README.md"]
+DOCUMENTS = ["utils/hccl_tools/README.md"]
+# Their commands take minutes.
+LONG = ["README.md", "DRNet/readme.md", "ResNeSt/README.md", "DynamicQuant/readme.md", "DDRNet/README.md"]
 TRANSLATIONS = {"ResNeSt/README_CN.md": "ResNeSt/README.md", "DDRNet/README_CN.md": "DDRNet/README.md"}
 MARK = re.compile(r"<!-- (needs: (ImageNet|Ascend|GPU)|not run: .+|benchmark) -->")
 SHORTER = {
     "make demo": 'make demo SAMPLE="--images 4" TRAIN="--epochs 1 --batch_size 8"',
     "--output data/digits": "--output data/digits --images 4",
     "python train.py": "python train.py --epochs 1 --batch_size 8",
+    "--stage pretrain": "--stage pretrain --layers 1 1 1 1",
     "--stage quantize": "--stage quantize --even_epochs 0",
     "--output data/sample64": "--output data/sample64 --images 4",
     "$config --epochs 1": "$config --epochs 1 --batch_size 8",
@@ -70,7 +74,7 @@ def copy(tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *(pytest.param(name, marks=pytest.mark.full) for name in LONG)])
 def test_commands_run_as_printed(document, copy):
     commands = [text for text, run in blocks(ROOT / document) if run]
     assert commands, "nothing to run; is the document still written with bash blocks?"
@@ -96,7 +100,36 @@ def test_commands_run_as_printed(document, copy):
         assert "pip install" not in again.stdout, "a second run must not install again"
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *TRANSLATIONS])
+@functools.cache
+def flags_of(script: Path) -> set[str]:
+    """The flags that a script takes, by its own --help."""
+    result = run_script(script, "--help", cwd=script.parent)
+    assert result.returncode == 0, result.stderr
+    return set(re.findall(r"--[a-zA-Z_0-9]+", result.stdout))
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *LONG, *TRANSLATIONS])
+def test_flags_in_the_commands_are_those_of_the_scripts(document):
+    """Also in the blocks that are not run."""
+    folder = (ROOT / document).parent
+    found = 0
+    for text, _ in blocks(ROOT / document):
+        for line in text.replace("\\\n", " ").split("\n"):
+            words = line.split(" # ")[0].split()
+            scripts = [word for word in words if word.endswith(".py")]
+            if not scripts or "tests/" in line:
+                continue
+            places = [folder, ROOT, *(ROOT / word for word in words[:2] if words[0] == "cd")]
+            script = next((path for base in places if (path := base / scripts[0]).is_file()), None)
+            assert script is not None, line
+            for word in words[words.index(scripts[0]) :]:
+                if word.startswith("--"):
+                    assert word in flags_of(script), line
+                    found += 1
+    assert found or document == "README.md"
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *LONG, *TRANSLATIONS])
 def test_links_and_marks_hold(document):
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)#\s]+)\)", text):
