@@ -11,7 +11,7 @@ def set_device(device_target: str, device_id: int | None = None) -> str:
     """Make `device_target` MindSpore's device, in graph mode; "auto" takes Ascend, else GPU, else CPU.
 
     Args:
-        device_id: number of the device; None leaves it to MindSpore, which gives each process of msrun its own.
+        device_id: number of the device; None leaves it to MindSpore, which gives each worker its own.
 
     Returns:
         The name of the device taken.
