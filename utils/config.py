@@ -109,7 +109,7 @@ def run_settings(
         "rank_table_file": Setting("HCCL rank table of the devices, for Ascend", optional(str), distributed, free=True),
         "server_num": Setting("servers that run the same command together", positive, distributed, free=True),
         "server_rank": Setting("number of this server among them, from 0", natural, distributed, free=True),
-        "master_addr": Setting(address, str, distributed, free=True),
+        "master_addr": Setting(address, optional(str), distributed, free=True),
         "master_port": Setting("a free port there", port, distributed, free=True),
         "output_dir": Setting("folder for everything written", str, everything, free=True),
         "eval_every": Setting("epochs between two evaluations", positive, training, free=True),

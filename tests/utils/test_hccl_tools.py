@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from utils.cli import UserError
+from utils.hccl_tools.rank_table import devices_of, read_table
+
 FOLDER = ROOT / "utils" / "hccl_tools"
 IP = "192.168.1.7"
 
@@ -362,14 +365,19 @@ def device(content, **entries):
         (lambda a, b: b.update(server_list={}), ["b.json", "'server_list' must be a list"]),
         (lambda a, b: b.update(server_list=[]), ["b.json", "'server_list' must be a list"]),
         (lambda a, b: b.update(server_list=["x"]), ["b.json", "'server' must be an object"]),
-        (lambda a, b: b.update(server_list=b["server_list"] * 2), ["b.json", "single-server"]),
-        (lambda a, b: b.update(server_count="2"), ["b.json", "single-server"]),
+        (
+            lambda a, b: b.update(server_list=b["server_list"] * 2),
+            ["b.json", "server_count '1' for 2", "single-server"],
+        ),
+        (lambda a, b: b.update(server_count="2"), ["b.json", "server_count '2' for 1", "single-server"]),
         (lambda a, b: b.update(server_count=1), ["b.json", "'server_count' must be a string"]),
         (lambda a, b: b["server_list"][0].update(device=[3]), ["b.json", "'device' must be an object"]),
         (lambda a, b: device(b, device_id=4), ["b.json", "'device_id' must be a string"]),
         (lambda a, b: device(b, device_id="four"), ["b.json", "'device_id'", "'four'"]),
         (lambda a, b: device(b, rank_id="-1"), ["b.json", "'rank_id'", "'-1'"]),
         (lambda a, b: device(b, device_ip="10.0.0"), ["b.json", "'device_ip'", "'10.0.0'"]),
+        (lambda a, b: device(b, rank_id="1"), ["b.json", "lists the ranks 1, not 0 to 0"]),
+        (lambda a, b: device(b, rank_id="00"), ["b.json", "'rank_id'", "'00'"]),
         (lambda a, b: device(a, device_id="0"), ["a.json", "device_id 0 twice"]),
         (lambda a, b: device(a, rank_id="0"), ["a.json", "rank_id 0 twice"]),
         (lambda a, b: device(a, device_ip="10.0.0.1"), ["a.json", "10.0.0.1", "twice"]),
@@ -411,6 +419,50 @@ def test_merge_needs_two_different_files(refuse, tables, tmp_path):
     refuse([str(tmp_path)], "merge_hccl", a, tmp_path)
     refuse(["cannot write"], "merge_hccl", a, b, "--output_dir", a)
     refuse(["--force"], "merge_hccl", a, b, "--force")
+
+
+def test_merged_tables_are_not_merged_again(hccl, refuse, tables, out, tmp_path):
+    a, b = tables()
+    merged = json.dumps(written(hccl("merge_hccl", a, b), out, "hccl_2s_3p.json"))
+    (tmp_path / "merged.json").write_text(merged)
+    refuse(["merged.json has 2 servers", "single-server"], "merge_hccl", tmp_path / "merged.json", b)
+
+
+def merged_table(tmp_path, change=lambda servers: None):
+    """A table of two servers written out by hand, as a file."""
+    servers = [
+        table("192.168.1.7", [(0, "10.0.0.1"), (1, "10.0.0.2")])["server_list"][0],
+        table("192.168.1.8", [(5, "10.0.0.5"), (4, "10.0.0.6")], first_rank=2)["server_list"][0],
+    ]
+    change(servers)
+    whole = table("", []) | {"server_count": "2", "server_list": servers}
+    (tmp_path / "merged.json").write_text(json.dumps(whole))
+    return tmp_path / "merged.json"
+
+
+def test_devices_of_a_server(tmp_path):
+    path = merged_table(tmp_path, lambda servers: [servers.reverse(), servers[0]["device"].reverse()])
+    assert [devices_of(path, 2, 2, server) for server in (0, 1)] == [[0, 1], [5, 4]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda servers: servers[1].update(server_id="192.168.1.7"), "server_id 192.168.1.7 twice"),
+        (lambda servers: servers[1]["device"][0].update(device_ip="10.0.0.1"), "device_ip 10.0.0.1 twice"),
+        (lambda servers: servers[1]["device"][0].update(device_id="4"), "device_id 4 twice"),
+        (lambda servers: servers[1]["device"][0].update(rank_id="1"), "rank_id 1 twice"),
+        (lambda servers: servers[1]["device"][0].update(rank_id="4"), "lists the ranks 0, 1, 3, 4, not 0 to 3 in turn"),
+        (
+            lambda servers: [servers[n]["device"][i].update(rank_id=r) for n, i, r in ((0, 1, "2"), (1, 0, "1"))],
+            "lists the ranks 0, 2, 1, 3, not 0 to 3 in turn",
+        ),
+        (lambda servers: servers[1]["device"][1].pop("device_ip"), "entry 1 of 'device' of server 1 in .* is missing"),
+    ],
+)
+def test_tables_of_two_servers_that_are_wrong(tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        read_table(merged_table(tmp_path, change))
 
 
 def test_name_taken_by_a_folder(refuse, out, tables):

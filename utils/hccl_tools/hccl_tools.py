@@ -2,12 +2,11 @@
 
     python utils/hccl_tools/hccl_tools.py --device_num "[0,8)"
 
-A rank table tells every process of a distributed job which device has which rank and which network address.
-`merge_hccl.py` joins the tables of several servers into one.
+It tells every process of a distributed job which device has which rank and which network address; `merge_hccl.py` joins
+the tables of several servers into one.
 """
 
 import ipaddress
-import json
 import re
 import shutil
 import socket
@@ -17,34 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils.cli import Parser, UserError, run, whole_file
+from utils.cli import Parser, UserError, run
+from utils.hccl_tools.rank_table import ipv4, write_table
 
 HCCN_CONF = "/etc/hccn.conf"
 SERVER_SIZE = 8
 GROUP_SIZE = 4
 
 
-def ipv4(text: str, what: str) -> str:
-    """Return `text` if it is an IPv4 address that a machine can have; `what` names it in the error.
-
-    Raises:
-        UserError: it is not such an address.
-    """
-    try:
-        address = ipaddress.IPv4Address(text)
-    except ValueError as error:
-        raise UserError(f"{what} is {text!r}, not an IPv4 address such as 192.168.1.7") from error
-    if address.is_unspecified or address.is_multicast:
-        raise UserError(f"{what} is {text}, which is not the address of one machine")
-    return str(address)
-
-
 def host_ip() -> str:
-    """Return the IPv4 address that this host's own name resolves to.
-
-    Raises:
-        UserError: the name has no address, or a loopback address, which other servers cannot reach.
-    """
+    """Return the IPv4 address of this host's own name; UserError if it has none that other servers can reach."""
     name = socket.gethostname()
     try:
         address = socket.gethostbyname(name)
@@ -56,11 +37,7 @@ def host_ip() -> str:
 
 
 def parse_range(text: str) -> range:
-    """Return the logical device numbers of a half-open range such as "[0,8)".
-
-    Raises:
-        UserError: the text is no such range, or the range is empty or reversed.
-    """
+    """Return the device numbers of a half-open range such as "[0,8)"; UserError if it is none, empty or reversed."""
     match = re.fullmatch(r"\s*\[\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)\s*", text)
     if not match:
         raise UserError(f'--device_num {text!r} is not a half-open range such as "[0,8)"')
@@ -72,11 +49,7 @@ def parse_range(text: str) -> range:
 
 
 def parse_visible(text: str) -> list[int]:
-    """Return the physical device numbers of a comma list such as "4,5,6,7".
-
-    Raises:
-        UserError: the text is no such list, or a device stands in it twice.
-    """
+    """Return the device numbers of a comma list such as "4,5,6,7"; UserError if it is none or names one twice."""
     if not re.fullmatch(r"\s*[0-9]{1,2}\s*(,\s*[0-9]{1,2}\s*)*", text):
         raise UserError(f'--visible_devices {text!r} is not a comma list of device numbers such as "4,5,6,7"')
     devices = [int(part) for part in text.split(",")]
@@ -86,31 +59,20 @@ def parse_visible(text: str) -> list[int]:
 
 
 def check_groups(devices: list[int]) -> None:
-    """Refuse physical devices that cannot work together.
+    """Refuse, with a UserError, physical devices that cannot work together.
 
-    An Ascend 910 server connects devices 0-3 and devices 4-7 as two separate groups. Fewer than eight devices must
-    lie in one group; all eight may work together. Devices 8 and above continue the pattern: 8-11 and 12-15 are the two
-    groups of the next eight, and so on. So the devices must lie in one group of four, or be made of complete eights.
-
-    Raises:
-        UserError: the devices span groups without being complete eights.
+    An Ascend 910 server connects devices 0-3 and 4-7 as two separate groups, and wider servers continue the pattern
+    (8-11 and 12-15, ...). So the devices must lie in one group of four, or be made of complete eights.
     """
     groups = {device // GROUP_SIZE for device in devices}
     eights = {device // SERVER_SIZE for device in devices}
     if len(groups) > 1 and len(devices) < len(eights) * SERVER_SIZE:
-        chosen = ",".join(map(str, devices))
-        raise UserError(
-            f"devices {chosen} cross the border between groups of four (0-3, 4-7, 8-11, ...); "
-            "choose devices of one group, or all eight (0-7, 8-15, ...)"
-        )
+        fault = f"devices {','.join(map(str, devices))} cross the border between groups of four (0-3, 4-7, 8-11, ...)"
+        raise UserError(f"{fault}; choose devices of one group, or all eight (0-7, 8-15, ...)")
 
 
 def tool_address(tool: str, device: int) -> str:
-    """Return what the program `hccn_tool` reports as the address of a physical device.
-
-    Raises:
-        UserError: the program fails, or prints no address.
-    """
+    """Return the address of a physical device as the program `hccn_tool` reports it; UserError if it does not."""
     command = [tool, "-i", str(device), "-ip", "-g"]
     shown = f"{' '.join(command)} (address of device {device})"
     try:
@@ -129,16 +91,13 @@ def tool_address(tool: str, device: int) -> str:
 def conf_address(path: Path, device: int) -> str:
     """Return the address of a physical device from a file of lines such as `address_0=192.168.100.101`.
 
-    Raises:
-        UserError: the file cannot be read, or does not give the device exactly one address.
+    UserError if the file cannot be read or does not give the device exactly one address.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(
-            f"no address of device {device}: cannot read {path} ({error.strerror}); "
-            "put hccn_tool on PATH or name the file with --hccn_conf"
-        ) from error
+        fault = f"no address of device {device}: cannot read {path} ({error.strerror})"
+        raise UserError(f"{fault}; put hccn_tool on PATH or name the file with --hccn_conf") from error
     found = set(re.findall(rf"^[ \t]*address_{device}[ \t]*=[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))
     if len(found) != 1:
         fault = "several addresses" if found else "no address"
@@ -147,13 +106,9 @@ def conf_address(path: Path, device: int) -> str:
 
 
 def device_addresses(devices: list[int], hccn_conf: str | None) -> list[str]:
-    """Return the IP addresses of physical devices.
+    """Return the IP addresses of physical devices; UserError if one is missing, malformed or used twice.
 
-    They come from the file `hccn_conf` if it is given, else from `hccn_tool` if it is on PATH, else from
-    /etc/hccn.conf.
-
-    Raises:
-        UserError: an address is missing, malformed or used twice.
+    They come from the file `hccn_conf` if it is given, else from `hccn_tool` if it is on PATH, else from HCCN_CONF.
     """
     tool = shutil.which("hccn_tool") if hccn_conf is None else None
     conf = Path(HCCN_CONF if hccn_conf is None else hccn_conf)
@@ -167,68 +122,37 @@ def device_addresses(devices: list[int], hccn_conf: str | None) -> list[str]:
     return list(owners)
 
 
-def rank_table(server_list: list[dict]) -> dict:
-    """Return the complete rank table of the given servers."""
-    return {
-        "version": "1.0",
-        "server_count": str(len(server_list)),
-        "server_list": server_list,
-        "status": "completed",
-    }
-
-
-def write_table(table: dict, path: Path) -> None:
-    """Write a rank table as JSON, whole or not at all, and say where.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(table, indent=4) + "\n", encoding="utf-8")
-    print(f"wrote {path}")
-
-
 def main() -> None:
     """Read the flags and write the table."""
     parser = Parser(description="Write the rank table (hccl configuration JSON) of one Ascend server.")
     parser.add_argument("--device_num", default="[0,8)", help='half-open range of device numbers (default: "[0,8)")')
-    parser.add_argument(
-        "--visible_devices",
-        help='physical devices behind device numbers 0, 1, 2, ..., such as "4,5,6,7" (default: each number is itself)',
-    )
+    what = 'physical devices behind device numbers 0, 1, 2, ..., such as "4,5,6,7" (default: each number is itself)'
+    parser.add_argument("--visible_devices", help=what)
     parser.add_argument("--server_ip", help="IPv4 address of this server (default: that of the host name)")
-    parser.add_argument(
-        "--hccn_conf", help=f"file with the device addresses (default: ask hccn_tool if on PATH, else {HCCN_CONF})"
-    )
+    what = f"file with the device addresses (default: ask hccn_tool if on PATH, else {HCCN_CONF})"
+    parser.add_argument("--hccn_conf", help=what)
     parser.add_argument("--output_dir", default=".", help="folder for the table (default: the current folder)")
     args = parser.parse_args()
 
     chosen = parse_range(args.device_num)
-    visible = list(range(max(SERVER_SIZE, chosen.stop)))
-    if args.visible_devices is not None:
-        visible = parse_visible(args.visible_devices)
+    everything = list(range(max(SERVER_SIZE, chosen.stop)))
+    visible = everything if args.visible_devices is None else parse_visible(args.visible_devices)
     if chosen.stop > len(visible):
-        raise UserError(
-            f"--device_num {args.device_num!r} goes beyond the {len(visible)} visible devices "
-            f'"{args.visible_devices}"; the largest range is "[0,{len(visible)})"'
-        )
+        fault = f"--device_num {args.device_num!r} goes beyond the {len(visible)} visible devices"
+        raise UserError(f'{fault} "{args.visible_devices}"; the largest range is "[0,{len(visible)})"')
     devices = [visible[number] for number in chosen]
     check_groups(devices)
     server_ip = host_ip() if args.server_ip is None else ipv4(args.server_ip, "--server_ip")
     addresses = device_addresses(devices, args.hccn_conf)
-
-    server = {
-        "server_id": server_ip,
-        "device": [
-            {"device_id": str(device), "device_ip": address, "rank_id": str(rank)}
-            for rank, (device, address) in enumerate(zip(devices, addresses, strict=True))
-        ],
-        "host_nic_ip": "reserve",
-    }
+    entries = [
+        {"device_id": str(device), "device_ip": address, "rank_id": str(rank)}
+        for rank, (device, address) in enumerate(zip(devices, addresses, strict=True))
+    ]
     # One digit each needs no separator; with two-digit numbers "8-9-10-11" stays readable in one way only.
     separator = "-" if max(devices) > 9 else ""
     name = f"hccl_{len(devices)}p_{separator.join(map(str, devices))}_{server_ip}.json"
-    write_table(rank_table([server]), Path(args.output_dir) / name)
+    server = {"server_id": server_ip, "device": entries, "host_nic_ip": "reserve"}
+    write_table([server], Path(args.output_dir) / name)
 
 
 if __name__ == "__main__":
