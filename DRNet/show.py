@@ -14,6 +14,7 @@ from utils.cli import Parser, UserError, run, whole_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import SubFigure
 
 COLUMNS = 8
 
@@ -54,8 +55,18 @@ def main() -> None:
     rows = dynamic["resolutions"]
     figure = plt.figure(figsize=(13, 1.3 * len(rows) + 1.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(8, 5))
-    axes = left.subplots(len(rows), COLUMNS, squeeze=False)
-    left.suptitle("Images under the resolution chosen for them (red: classified wrongly)")
+    draw_images(left, dynamic, predictions)
+    draw_costs(right, dynamic, fixed)
+    with whole_file(args.output) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    print(f"wrote {args.output}")
+
+
+def draw_images(figure: SubFigure, dynamic: dict, predictions: list[dict]) -> None:
+    """Some images of each resolution, in a row."""
+    rows = dynamic["resolutions"]
+    axes = figure.subplots(len(rows), COLUMNS, squeeze=False)
+    figure.suptitle("Images under the resolution chosen for them (red: classified wrongly)")
     for line, row in zip(axes, rows):
         chosen = [item for item in predictions if int(item["resolution"]) == row["resolution"]]
         # Evenly over the folder, so that all classes have a chance.
@@ -78,7 +89,10 @@ def main() -> None:
             va="center",
         )
 
-    axis = right.subplots()
+
+def draw_costs(figure: SubFigure, dynamic: dict, fixed: list[dict]) -> None:
+    """Accuracy against cost, of the dynamic network and of each fixed resolution."""
+    axis = figure.subplots()
     sizes = {result["force_resolution"]: result for result in fixed}
     points = sorted((result["mean_gmacs"], result["acc"], f"{size} px") for size, result in sizes.items())
     if points:
@@ -94,9 +108,6 @@ def main() -> None:
     axis.margins(0.15)
     axis.grid(alpha=0.3)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
-    with whole_file(args.output) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

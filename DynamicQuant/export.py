@@ -1,5 +1,6 @@
 """Export a quantized ResNet-18: a file for the front part, one for the back part at each bit-width, and a manifest."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from src.config import check_crop, load_config
 from src.dataset import MEAN, STD
 from src.inference import Back, Front
 from src.quant import StoredConv2d
-from src.resnet import FLOAT, WIDTHS, load_fixed
+from src.resnet import FLOAT, WIDTHS, Architecture, load_fixed
 
 NAME = "resnet18_dq"
 # Beginnings of the names of a part's parameters.
@@ -65,36 +66,41 @@ def main() -> None:
     for part in (front, *backs):
         name = f"{part['bits']} bits" if "bits" in part else "front"
         print(f"{name:8} {part['bytes']:15,} {part['float32_bytes']:11,} {part['bytes'] / part['float32_bytes']:8.1%}")
-    shape = [args.batch_size, *features[1:]]
+    write_results(manifest, describe_files(args, architecture, told.get("classes"), front, backs))
+    print(f"wrote {manifest}")
+
+
+def describe_files(
+    args: argparse.Namespace, architecture: Architecture, classes: list[str] | None, front: dict, backs: list[dict]
+) -> dict:
+    """The manifest of the exported files."""
+    size = architecture.image_size
+    shape = [args.batch_size, WIDTHS[0], size // 4, size // 4]
     outputs = [{"name": "features", "shape": shape, "dtype": "float32"}]
     if architecture.decisions:
         outputs.append({"name": "scores", "shape": [args.batch_size, 1, len(architecture.bits)], "dtype": "float32"})
-    write_results(
-        manifest,
-        {
-            "model": "DynamicQuant ResNet-18",
-            "format": args.file_format,
-            "input": {"name": "images", "shape": [args.batch_size, *images[1:]], "dtype": "float32", "layout": "NCHW"},
-            "preprocess": {
-                "color": "RGB",
-                "resize_shorter_side": args.resize_size,
-                "interpolation": "bicubic, antialiased",
-                "center_crop": size,
-                "divide_by": 255,
-                "mean": MEAN.tolist(),
-                "std": STD.tolist(),
-            },
-            "num_classes": architecture.num_classes,
-            "class_names": told.get("classes"),
-            "quantizer": architecture.quant,
-            "target_bits": architecture.target_bits,
-            "front": front | {"outputs": outputs},
-            "backs": [back | {"output": [args.batch_size, architecture.num_classes]} for back in backs],
-            "usage": "The front takes images; the largest of its scores is the position in `backs` of the file that "
-            "turns its features into logits (with one file there are no scores). A 0 in a shape means any number.",
+    return {
+        "model": "DynamicQuant ResNet-18",
+        "format": args.file_format,
+        "input": {"name": "images", "shape": [args.batch_size, 3, size, size], "dtype": "float32", "layout": "NCHW"},
+        "preprocess": {
+            "color": "RGB",
+            "resize_shorter_side": args.resize_size,
+            "interpolation": "bicubic, antialiased",
+            "center_crop": size,
+            "divide_by": 255,
+            "mean": MEAN.tolist(),
+            "std": STD.tolist(),
         },
-    )
-    print(f"wrote {manifest}")
+        "num_classes": architecture.num_classes,
+        "class_names": classes,
+        "quantizer": architecture.quant,
+        "target_bits": architecture.target_bits,
+        "front": front | {"outputs": outputs},
+        "backs": [back | {"output": [args.batch_size, architecture.num_classes]} for back in backs],
+        "usage": "The front takes images; the largest of its scores is the position in `backs` of the file that "
+        "turns its features into logits (with one file there are no scores). A 0 in a shape means any number.",
+    }
 
 
 if __name__ == "__main__":

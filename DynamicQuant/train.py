@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import run
 from utils.device import Devices, join_devices
-from utils.images import CorruptImages, Loader
+from utils.images import Loader
 from utils.training import Training, begin, open_images, told_by_state
 
 # isort: split
@@ -18,7 +19,7 @@ from src.config import architecture_of, complete, load_config
 from src.dataset import EvalTransform, controller_images, evaluation_loader, training_batches, training_loader
 from src.evaluation import evaluate
 from src.inference import Predictor
-from src.resnet import FLOAT
+from src.resnet import FLOAT, Architecture, ResNet
 from src.trainer import DynamicLoss, TrainOneStep, even_controller, learning_rates, make_optimizer, step_noise
 
 QUANTIZER = ("quant", "target_bits", "num_bits", "granularity")
@@ -35,7 +36,7 @@ def main() -> int:
         told = told_by_state(args.resume, ("num_classes", *QUANTIZER))
     elif args.ckpt_path is not None:
         _, told = describe(args.ckpt_path)
-    # From a float network, or for its own classes, one may train for any bits.
+    # From a float network, or for the same classes, one may train for any bits.
     same_bits = args.resume is not None or (args.finetune and told["quant"] != FLOAT)
     train_folder, val_folder = open_images(args, start, told, args.finetune, () if same_bits else QUANTIZER)
     complete(args)
@@ -47,18 +48,14 @@ def main() -> int:
         return train(args, join_devices(args), train_loader, val_loader)
 
 
-def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_loader: Loader) -> int:
-    """Train on the images of the loaders and write everything to `output_dir`; returns the exit status."""
-    # ----- network, loss, optimizer -----
-    ms.set_seed(args.seed)
-    architecture = architecture_of(args)
+def start_network(args: argparse.Namespace, devices: Devices, architecture: Architecture) -> tuple[ResNet, int]:
+    """The network with the weights to start from, and the epochs in which its bits are drawn evenly."""
     network = architecture.network()
     if args.stage == "quantize":
         # Else `layer1` would learn at its own rate what the controller is to learn at a lower one.
         network.controller_gradient = min(args.controller_lr_ratio, 1.0)
-    dynamic = architecture.decisions > 0
-    even_epochs = args.even_epochs if dynamic else 0
-    if args.resume is None and args.ckpt_path is not None:
+    even_epochs = args.even_epochs if architecture.decisions else 0
+    if args.ckpt_path is not None and args.resume is None:
         left_out = load(network, architecture, args.ckpt_path, args.finetune)
         if left_out:
             devices.say(f"not loaded from {args.ckpt_path}, trained from nothing: {', '.join(left_out)}")
@@ -66,32 +63,41 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
             even_epochs = 0  # the controller has learnt already
     if even_epochs:
         even_controller(network)
+    return network, even_epochs
+
+
+def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_loader: Loader) -> int:
+    """Train on the images of the loaders and write everything to `output_dir`; returns the exit status."""
+    # ----- network, loss, optimizer -----
+    ms.set_seed(args.seed)
+    architecture = architecture_of(args)
+    network, even_epochs = start_network(args, devices, architecture)
     images = args.batch_size * devices.count
     steps = len(train_loader.folder) // images
     rates = learning_rates(args.lr, args.lr_steps, args.lr_gamma, args.warmup_epochs, args.epochs, steps)
     optimizer = make_optimizer(network, float(rates[0]), args.momentum, args.weight_decay)
+    dynamic = architecture.decisions > 0
     budget = (args.bit_budget, args.penalty, args.temperature) if dynamic else ()
     loss = DynamicLoss(network, architecture.bits, *budget, devices=devices.count)
     train_step = TrainOneStep(loss, optimizer, devices)
-    devices.say(f"{devices}, {len(train_loader.folder)} training and {len(val_loader.folder)} validation images")
-    devices.say(f"{steps} steps an epoch; the first step compiles, which takes up to a minute", flush=True)
 
     # ----- where to start -----
     best = "resnet18.ckpt" if args.stage == "float" else "resnet18_dq.ckpt"
-    kept = {"even_epochs": even_epochs}
-    training = Training(args, devices, train_loader, images, [network], [optimizer], [best], kept=kept)
+    loaders, kept = (train_loader, val_loader), {"even_epochs": even_epochs}
+    training = Training(args, devices, loaders, images, [network], [optimizer], [best], kept=kept)
     even_epochs = training.kept["even_epochs"]
     predictor = Predictor(architecture, args.batch_size)
-    on_corrupt = CorruptImages(val_loader.folder, args.strict)
     record = {"resize_size": args.resize_size, "classes": val_loader.folder.classes}
+    keep = partial(save, network, training.output / best, architecture, record)
+    devices.say(f"{steps} steps an epoch; the first step compiles, which takes up to a minute", flush=True)
 
     # ----- epochs -----
     for epoch in training.epochs():
         network.set_train(True)
         if even_epochs and epoch == even_epochs and training.step == 0:
             transform = EvalTransform(args.image_size, args.resize_size)
-            with training.interrupt.held():
-                train_step.start_controller(controller_images(train_loader.folder, transform), args.seed)
+            start = controller_images(train_loader.folder, transform)
+            training.interrupt.hold_while(partial(train_step.start_controller, start, args.seed))
         train_step.controller_lr_ratio = args.controller_lr_ratio if dynamic and epoch >= even_epochs else 0.0
         batches = training_batches(train_loader, args, epoch, training.step, devices.rank, devices.count)
         with training.steps(batches) as left:
@@ -100,26 +106,21 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
                 noise = step_noise(architecture, args.batch_size, args.seed, epoch, step, devices.rank, devices.count)
                 lr = rates[epoch * steps + step]
                 result = train_step(views, labels, noise, lr, training.interrupt.asked)
-                shown = {"bits": f"{result.bits:.2f}"} if dynamic else {"lr": f"{lr:.2g}"}
-                training.add(result.interrupt, shown, loss=result.loss, bits=result.bits)
+                bits = {"bits": f"{result.bits:.2f}"} if dynamic else {}
+                training.add(result.interrupt, {"lr": f"{lr:.2g}"} | bits, loss=result.loss, bits=result.bits)
         row, line = training.row(rates[(epoch + 1) * steps - 1])
-        if dynamic:
-            row["train_bits"] = training.mean("bits")
-            line += f", {row['train_bits']:.2f} bits"
+        row |= {"train_bits": training.mean("bits")} if dynamic else {}
+        line += f", {row['train_bits']:.2f} bits" if dynamic else ""
         if epoch >= even_epochs and training.evaluates():
             predictor.load(network)
-            tested = evaluate(predictor, val_loader, training.interrupt, devices, on_corrupt)
+            tested = evaluate(predictor, val_loader, training.interrupt, devices, training.corrupt_val)
             row |= tested.figures(architecture)
             line += f"; validation loss {row['val_loss']:.4f}, top-1 {row['top1']:.2%}, top-5 {row['top5']:.2%}"
             line += f", {row['bits']:.2f} bits" if dynamic else ""
             within = not dynamic or row["bits"] <= args.bit_budget + TOLERANCE
             figures = {"top1": row["top1"], "top5": row["top5"], "loss": row["val_loss"], "within_budget": within}
-            figures["mean_bits"] = tested.mean_bits(architecture.bits) if architecture.bits else None
-            line += training.keep_best(
-                figures,
-                lambda: save(network, training.output / best, architecture, record),
-                by=("within_budget", "top1"),
-            )
+            figures |= {"mean_bits": tested.mean_bits(architecture.bits)} if architecture.bits else {}
+            line += training.keep_best(figures, keep, by=("within_budget", "top1"))
         training.tell(row, line)
     return training.finish(stage=args.stage)
 

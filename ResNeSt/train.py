@@ -8,7 +8,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import run
 from utils.device import Devices, join_devices
-from utils.images import CorruptImages, Loader
+from utils.images import Loader
 from utils.training import Training, begin, open_images, told_by_state
 
 # isort: split
@@ -69,15 +69,13 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
     rates = learning_rates(args.lr, args.min_lr, args.warmup_epochs, args.epochs, steps)
     optimizer = make_optimizer(network.trainable_params(), float(rates[0]), args.momentum, args.weight_decay)
     train_step = TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, devices)
-    devices.say(f"{devices}, {len(train_loader.folder)} training and {len(val_loader.folder)} validation images")
-    devices.say(f"{steps} steps an epoch, learning rate {rates.max():.4g}; the first step compiles", flush=True)
 
     # ----- where to start -----
     best = f"{args.backbone}.ckpt"
-    training = Training(args, devices, train_loader, images, [network], [optimizer], [best])
-    on_corrupt = CorruptImages(val_loader.folder, args.strict)
+    training = Training(args, devices, (train_loader, val_loader), images, [network], [optimizer], [best])
     record = {name: getattr(args, name) for name in ("image_size", "resize_size")}
     record["classes"] = val_loader.folder.classes
+    devices.say(f"{steps} steps an epoch, learning rate {rates.max():.4g}; the first step compiles", flush=True)
 
     # ----- epochs -----
     for epoch in training.epochs():
@@ -92,7 +90,7 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
                 training.add(result.interrupt, {"lr": f"{lr:.2g}"}, loss=result.loss)
         row, line = training.row(rates[(epoch + 1) * steps - 1])
         if training.evaluates():
-            tested = evaluate(network, val_loader, args.batch_size, training.interrupt, devices, on_corrupt)
+            tested = evaluate(network, val_loader, args.batch_size, training.interrupt, devices, training.corrupt_val)
             loss, top1, top5 = tested.mean_loss(), tested.top(), tested.top(1)
             row |= {"val_loss": loss, "top1": top1, "top5": top5}
             line += f"; validation loss {loss:.4f}, top-1 {top1:.2%}, top-5 {top5:.2%}"

@@ -189,7 +189,7 @@ class Training:
 
     Args:
         args: the settings. devices: those that train.
-        loader: the training images; `images` of them make a step of all devices.
+        loaders: of the training and of the validation images; `images` make a step of all devices.
         networks: what is trained; optimizers: what trains it. Their parameters are the state.
         best: names of the files in `output_dir` that `keep_best` has written.
         settings: what else, besides `args.fixed`, must not change when a run is resumed.
@@ -200,6 +200,7 @@ class Training:
         totals: what `add` has summed over the steps of the epoch.
         rows: of `metrics.csv`. best: the figures of the best epoch so far, or None.
         kept: as above. interrupt: Ctrl-C. steps_per_epoch: an incomplete last one is left out.
+        corrupt, corrupt_val: to be called with the rows of images that cannot be read.
         beside: called when the state is saved, on the first device, to write what belongs beside it.
 
     Raises:
@@ -210,7 +211,7 @@ class Training:
         self,
         args: argparse.Namespace,
         devices: Devices,
-        loader: Loader,
+        loaders: tuple[Loader, Loader],
         images: int,
         networks: Sequence[nn.Cell],
         optimizers: Sequence[nn.Optimizer],
@@ -224,14 +225,16 @@ class Training:
         self.cells = (*networks, *optimizers)
         self.output = Path(args.output_dir)
         self.best_files = [self.output / name for name in best]
-        self.steps_per_epoch = len(loader.folder) // images
+        folders = [loader.folder for loader in loaders]
+        self.steps_per_epoch = len(folders[0]) // images
         self.settings = {key: getattr(args, key) for key in args.fixed}
-        self.settings |= {"devices": devices.count, "images": len(loader.folder), **settings}
+        self.settings |= {"devices": devices.count, "images": len(folders[0]), **settings}
         self.epoch, self.step, self.totals, self.rows, self.best = 0, 0, {}, [], None
         self.kept = dict(kept)
         self.beside: Callable[[], None] = lambda: None
         self.mean_statistics = MeanStatistics(networks, devices.count) if devices.count > 1 else None
-        self.corrupt = CorruptImages(loader.folder, args.strict)
+        self.corrupt, self.corrupt_val = (CorruptImages(folder, args.strict) for folder in folders)
+        devices.say(f"{devices}, {len(folders[0])} training and {len(folders[1])} validation images")
         if args.resume is not None:
             self._resume(Path(args.resume))
         self.interrupt = Interrupt()

@@ -13,8 +13,9 @@ import mindspore.nn as nn
 import numpy as np
 from mindspore import ParameterTuple, Tensor, ops
 
+from src.dataset import GUMBEL
 from src.drnet import DRNet
-from src.gumbelmodule import GumbelSoftmax
+from src.gumbelmodule import GumbelSoftmax, gumbel_noise
 from utils.device import ONE_DEVICE, Devices
 from utils.training import Update, check_finite, gradient_sums
 
@@ -229,6 +230,13 @@ class TrainOneStep:
         if excess <= 0:
             return 0.0, np.zeros(self.candidates)
         return float(eta * excess), eta * self.gmacs / spread / chosen.sum()
+
+
+def step_noise(
+    batch_size: int, candidates: int, seed: int, epoch: int, step: int, devices: Devices = ONE_DEVICE
+) -> np.ndarray:
+    """This device's Gumbel noise of one step, float32 (N, R); the draws are of the whole step."""
+    return gumbel_noise((devices.count, batch_size, candidates), seed, epoch, GUMBEL, step)[devices.rank]
 
 
 def learning_rates(

@@ -67,7 +67,7 @@ class Run:
     def __init__(self, folder, output, tops=(0.5, 0.7, 0.7), resume=None, stop=None, **settings):
         args = {"output_dir": str(output), "resume": resume, "strict": False, "epochs": 3, "eval_every": 1, "lr": 0.1}
         self.args = argparse.Namespace(**{**args, "fixed": ["epochs", "lr"], **settings})
-        self.loader = SimpleNamespace(folder=ImageFolder(folder / "train"))
+        self.loaders = [SimpleNamespace(folder=ImageFolder(folder / split)) for split in ("train", "val")]
         self.tops, self.stop, self.seen = tops, stop, []
         self.network = Network()
         self.counter = {"calls": 0}
@@ -77,7 +77,7 @@ class Run:
         self.training = training = Training(
             self.args,
             Devices(),
-            self.loader,
+            self.loaders,
             IMAGES,
             [self.network],
             [optimizer],
@@ -119,7 +119,8 @@ def test_a_whole_run(folder, tmp_path, capsys):
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results == {"best": {"epoch": 3, "top1": 0.7}, "extra": 1}  # of equal ones the last
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "epoch 1/3: loss 1.0000, best so far"
+    assert lines[0] == "CPU x 1, 13 training and 2 validation images"
+    assert lines[1] == "epoch 1/3: loss 1.0000, best so far"
     assert lines[-1] == f"best: epoch 3, top-1 70.00%; {tmp_path}/out/best.ckpt"
     np.testing.assert_array_equal(read_checkpoint(tmp_path / "out/best.ckpt")["weight"].asnumpy(), [10, 11])
 
