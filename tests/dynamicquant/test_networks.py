@@ -148,7 +148,8 @@ class Bounded(Published):
         return 2 * codes / (2**bits - 1) - 1
 
     def activation(self, x: np.ndarray, name: str, bits: int) -> np.ndarray:
-        self.doubt = (from_edge(activation_steps(x, bits)) < EDGE) / (2**bits - 1)
+        levels = 2**bits - 1
+        self.doubt = (from_edge(activation_steps(x, bits)) < 1e-4 * levels) / levels  # float32 errs by about 1e-5
         return super().activation(x, name, bits)
 
     def bound(self, name: str, channels: int, bits: int) -> np.ndarray:
