@@ -1,4 +1,4 @@
-"""The network against the published one, its quantizers in NumPy, grouped against three-branch inference, cost."""
+"""The network against the published one, its quantizers in NumPy, cost."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,20 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from dynamicquant.published import (
+    CHOICES,
+    EDGE,
+    Published,
+    activation_steps,
+    convolve,
+    from_edge,
+    weight_steps,
+)
 from golden.recipe import images, value
-from mindspore import Tensor
+from mindspore import Tensor, ops
 from src.checkpoints import UNUSED
 from src.gumbelsoftmax import GumbelSoftmax, gumbel_noise
-from src.inference import Back, Front, Predictor
+from src.inference import Back, Front
 from src.quant import (
     FixedConv2d,
     QuantConv2d,
@@ -27,12 +36,18 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "dynamicquant.json").read_text())
 PARAMETERS = json.loads((GOLDEN / "dynamicquant_parameters.json").read_text())
 SMALL = {"num_classes": 7, "image_size": 32}
-BATCH = 4
 WEIGHT = 0.1 * np.random.default_rng(0).standard_normal((24, 12, 3, 3))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.fixture
+def pynative():
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
@@ -65,47 +80,170 @@ def test_parameters_are_those_of_the_published_checkpoint():
     assert len(unused) == 2 * 19 + 12
 
 
+def relative(logits: np.ndarray, bits: int, image: int) -> float:
+    """Error of an image's first ten logits relative to their norm."""
+    wanted = np.array(EXPECTED[f"bits{bits}_first10"][image])
+    return np.linalg.norm(logits[:10] - wanted) / np.linalg.norm(wanted)
+
+
 @pytest.fixture(scope="module")
-def published():
-    """The network with the recipe's weights, what its front part returns for the recipe's images, and its logits."""
-    network = filled(resnet18())
-    features, scores = Front(network)(Tensor(images(2, 224, 0)))
-    back = Back(network)
-    return network, features, scores, [back(features, one_hot([[j]] * 2)).asnumpy() for j in range(3)]
+def golden_features():
+    """By image, the published output of `layer1`, (1, 64, 56, 56) float64, with the choices of a golden run."""
+    rows = {row["image"]: row["choices"] for row in CHOICES.values()}
+    return {image: Published(4, rows[image]).features(images(2, 224, 0)[image : image + 1]) for image in rows}
 
 
-def relative(logits: np.ndarray, bits: int) -> list[float]:
-    """Error of each sample's first ten logits relative to their norm, the smaller first."""
-    wanted = np.array(EXPECTED[f"bits{bits}_first10"])
-    error = np.linalg.norm(logits[:, :10] - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
-    return sorted(error.tolist())
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_the_network_in_numpy_is_the_published_one(golden_features, bits):
+    """The golden logits follow from it and a few rounding choices, each of them next to an edge.
+
+    Whatever else is rounded lies 1e-6 steps or more from an edge, where float64 errs by less than 1e-12: the result is
+    the same on every processor, a few 1e-6 from the golden one. Near misses are ten thousand times as far.
+    """
+    image, choices = CHOICES[str(bits)]["image"], CHOICES[str(bits)]["choices"]
+    network = Published(bits, choices)
+    features = golden_features[image]
+    np.testing.assert_allclose(network.scores(features)[0], EXPECTED["bit_logits"][image], atol=1e-4)
+    if image == 0:
+        np.testing.assert_allclose(features[0, 0:4, 20, 20], EXPECTED["layer1_probe"], atol=1e-4)
+    (logits,) = network.logits(features)
+    assert relative(logits, bits, image) < 1e-4
+    assert np.linalg.norm(logits) == pytest.approx(EXPECTED[f"bits{bits}_norm"][image], rel=1e-4)
+    assert logits.argmax() == EXPECTED[f"bits{bits}_argmax"][image]
+    assert max(network.chosen) < EDGE and len(network.chosen) < 25 and network.edges > 1e-6
 
 
-def test_scores_and_the_output_of_layer1_are_those_of_the_published_network(published):
-    _, features, scores, _ = published
-    np.testing.assert_allclose(scores.asnumpy()[:, 0], EXPECTED["bit_logits"], atol=1e-3)
-    np.testing.assert_allclose(features.asnumpy()[0, 0:4, 20, 20], EXPECTED["layer1_probe"], atol=1e-3)
+@pytest.mark.parametrize(
+    "bits, other",
+    [
+        (3, {"shortcut_bits": 4}),  # as the authors' own network has them
+        pytest.param(5, {"shortcut_bits": 4}, marks=pytest.mark.full),
+        (3, {"plain_weights": True}),
+        pytest.param(4, {"plain_weights": True}, marks=pytest.mark.full),
+        pytest.param(5, {"shortcut_bn": False}, marks=pytest.mark.full),
+    ],
+)
+def test_a_near_miss_is_another_network(golden_features, bits, other):
+    image = CHOICES[str(bits)]["image"]
+    assert relative(Published(bits, **other).logits(golden_features[image])[0], bits, image) > 3e-2
 
 
-@pytest.mark.parametrize("column, bits", list(enumerate((3, 4, 5))))
-def test_logits_at_each_bit_width_are_those_of_the_published_network(published, column, bits):
-    """With random weights a value on a rounding edge, which a difference of 1e-7 puts on its other side, changes the
-    logits by percents. So one of the two samples has the narrow bound, and the other one a wide one; at 4 bits no value
-    of either is on an edge."""
-    logits = published[3][column]
-    better, worse = relative(logits, bits)
-    assert better <= 1e-2 and worse <= (1e-2 if bits == 4 else 6e-2)
-    np.testing.assert_allclose(np.linalg.norm(logits, axis=1), EXPECTED[f"bits{bits}_norm"], rtol=1e-2)
-    assert logits.argmax(1).tolist() == EXPECTED[f"bits{bits}_argmax"]
+class Bounded(Published):
+    """The published network with the weights of `cells`, which may be others next to an edge alone.
+
+    Attributes:
+        doubt: of the last activations that were rounded, 1 / levels where float32 may take either side of an edge.
+    """
+
+    def __init__(self, bits: int, cells: dict):
+        super().__init__(bits)
+        self.cells = cells
+
+    def weight(self, name: str, shape: tuple, bits: int) -> np.ndarray:
+        steps = weight_steps(value(f"{name}.weight", shape), bits)
+        exact = (self.cells[name].weight.asnumpy().astype(float) + 1) / 2 * (2**bits - 1)
+        codes = np.round(exact)
+        np.testing.assert_allclose(codes, exact, atol=1e-5)
+        assert np.abs(codes - steps).max() < 0.5 + 1e-4
+        return 2 * codes / (2**bits - 1) - 1
+
+    def activation(self, x: np.ndarray, name: str, bits: int) -> np.ndarray:
+        levels = 2**bits - 1
+        self.doubt = (from_edge(activation_steps(x, bits)) < 1e-4 * levels) / levels  # float32 errs by about 1e-5
+        return super().activation(x, name, bits)
+
+    def bound(self, name: str, channels: int, bits: int) -> np.ndarray:
+        """How far a block's output may be from this one's, when its own input was in no doubt."""
+        weight = np.abs(self.weight(f"{name}.conv2", (channels, channels, 3, 3), bits))
+        moved = convolve(self.doubt, weight, 1)
+        return 1e-3 + np.abs(self.bn(moved, f"{name}.bn2") - self.bn(0 * moved, f"{name}.bn2"))
 
 
-@pytest.mark.parametrize("bits", [3, 5])
-def test_shortcuts_at_the_target_bits_would_be_another_network(published, bits):
-    """As the authors' own has them; the bounds of the test above tell the two apart."""
-    network, features, _, _ = published
-    other = Architecture(granularity="layer").fixed(bits)
-    load_fixed(other, network)
-    assert relative(Back(other)(features).asnumpy(), bits)[0] > 5e-2
+def off_edges(x: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
+    """`x` in float32, with what is next to a rounding edge moved a little away from it."""
+    x = x.astype(np.float32)
+    while (near := np.min([from_edge(activation_steps(x.astype(float), b)) for b in bits], 0) < 2 * EDGE).any():
+        x[near] += np.float32(1e-4)
+    return x
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """The network with the recipe's weights."""
+    return filled(resnet18())
+
+
+@pytest.fixture(scope="module")
+def fixed(recipe):
+    """By bit-width, the recipe's network for inference and its cells."""
+    networks = {bits: Architecture().fixed(bits) for bits in (3, 4, 5)}
+    for network in networks.values():
+        load_fixed(network, recipe)
+    return {bits: (network, dict(network.cells_and_names())) for bits, network in networks.items()}
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_each_block_computes_what_the_published_one_does(fixed, pynative, bits):
+    """Given an input without a value on an edge.
+
+    Of what its second convolution rounds, a little may be on an edge and fall to another side on another processor; the
+    bound says for each value of the output how far that can move it.
+    """
+    cells = fixed[bits][1]
+    network, x = Bounded(bits, cells), off_edges(Published(bits).stem(images(2, 64, 0)), (4,))
+    for name, channels, stride in network.blocks():
+        got = cells[name](Tensor(x), None).asnumpy()
+        wanted = network.block(x.astype(float), name, channels, stride)
+        bound = network.bound(name, channels, 4 if name.startswith("layer1") else bits)
+        assert (np.abs(got - wanted) <= bound).all() and np.median(bound) < 2e-2, name
+        if stride > 1 and bits != 4:
+            miss = Published(bits, shortcut_bits=4).block(x.astype(float), name, channels, stride)
+            assert (np.abs(miss - wanted) > bound).mean() > 0.4
+        x = off_edges(wanted, (4, bits))
+
+
+def test_the_network_is_its_parts_in_the_published_order(fixed, pynative):
+    """To the last bit, being the same operations: a rounding that differs would change everything behind it."""
+    network, cells = fixed[3]
+    batch = Tensor(images(1, 224, 0))
+    x = network.max_pool(ops.relu(network.bn1(network.conv1(batch))))
+    for name, *_ in Published(3).blocks():
+        x = cells[name](x, None)
+        if name == "layer1.1":
+            seen = network.fc2(network.fc1(network.avg_pool(x).flatten(start_dim=1))).asnumpy()
+    np.testing.assert_array_equal(network.front(batch)[1].asnumpy()[:, 0], seen)
+    np.testing.assert_array_equal(network(batch).asnumpy(), network.fc(x.mean((2, 3))).asnumpy())
+
+
+def test_stem_controller_and_classifier_compute_what_the_published_ones_do(recipe, pynative):
+    batch = images(2, 224, 0)
+    network = Published(4)
+    x = network.stem(batch)
+    stem = recipe.max_pool(ops.relu(recipe.bn1(recipe.conv1(Tensor(batch)))))
+    np.testing.assert_allclose(stem.asnumpy(), x, atol=1e-4)
+    seen = recipe.avg_pool(Tensor(x.astype(np.float32))).flatten(start_dim=1)
+    np.testing.assert_allclose(recipe.fc2(recipe.fc1(seen)).asnumpy(), network.scores(x), atol=1e-4)
+    last = np.random.default_rng(0).random((2, 512, 7, 7))
+    np.testing.assert_allclose(
+        recipe.fc(Tensor(last.astype(np.float32)).mean((2, 3))).asnumpy(), network.classify(last), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("bits", [pytest.param(3, marks=pytest.mark.full), 4, pytest.param(5, marks=pytest.mark.full)])
+def test_the_whole_network_is_the_published_one_but_for_roundings(recipe, fixed, bits):
+    """Compiled. With every value on an edge rounded anyhow the logits stay within 7 % and the scores within 1e-3."""
+    features, scores = Front(recipe)(Tensor(images(2, 224, 0)))
+    np.testing.assert_allclose(scores.asnumpy()[:, 0], EXPECTED["bit_logits"], atol=2e-2)
+    logits = Back(fixed[bits][0])(features).asnumpy()
+    assert max(relative(logits[image], bits, image) for image in (0, 1)) < 0.2
+    np.testing.assert_allclose(np.linalg.norm(logits, axis=1), EXPECTED[f"bits{bits}_norm"], rtol=0.05)
+
+
+@pytest.mark.parametrize("other", [{"without": "layer1.1"}, {"first_bits": 3}])
+def test_another_layer1_would_have_other_scores(other):
+    network = Published(4, **other)
+    scores = network.scores(network.features(images(2, 224, 0)[:1]))
+    assert np.abs(scores[0] - EXPECTED["bit_logits"][0]).max() > 0.1
 
 
 # ===== Quantizers ===== #
@@ -182,13 +320,6 @@ def differences(surrogate, x: np.ndarray, step: float = 1e-6) -> np.ndarray:
         shift[place] = step
         gradient[place] = (surrogate(x + shift.reshape(x.shape)) - surrogate(x - shift.reshape(x.shape))) / (2 * step)
     return gradient.reshape(x.shape)
-
-
-@pytest.fixture
-def pynative():
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=ms.GRAPH_MODE)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -291,155 +422,6 @@ def test_each_convolution_has_its_bits_and_its_decision(granularity):
     order = range(12) if granularity == "layer" else [0] * 15
     assert [decisions[name] for name in chosen] == list(order)
     assert network.fc2.weight.shape == ((36, 64) if granularity == "layer" else (3, 64))
-
-
-# ===== Grouped inference ===== #
-
-IMAGES = images(11, 32, 0)
-SIZES = (4, 3, 4)  # of the batches in which they come; the last of each group is incomplete
-
-
-class Counting(Predictor):
-    """Notes which back part runs."""
-
-    def _run(self, group: int) -> np.ndarray:
-        self.ran.append(group)
-        return super()._run(group)
-
-
-def made(architecture: Architecture, network, **options) -> Counting:
-    predictor = Counting(architecture, BATCH, **options).load(network)
-    predictor.ran = []
-    return predictor
-
-
-def run(predictor: Counting) -> tuple[np.ndarray, np.ndarray]:
-    """Decisions (n, D) and logits (n, K) of IMAGES. Each comes back once, in full batches, and nothing is compiled."""
-    predictor.compile()
-    predictor.ran.clear()
-    cells = [predictor.front, *predictor.backs]
-    compiled = [set(cell.compile_cache) for cell in cells]
-    assert all(len(phases) == 1 for phases in compiled)
-    decisions = np.full((len(IMAGES), predictor.choices.shape[1]), -1)
-    logits = np.full((len(IMAGES), SMALL["num_classes"]), np.nan)
-
-    def take(classified):
-        for rows, chosen, out in classified:
-            assert len(rows) == len(set(rows)) and (decisions[rows] == -1).all()
-            decisions[rows], logits[rows] = chosen, out
-
-    first = 0
-    for size in SIZES:
-        rows = np.arange(first, first + size)
-        take(predictor.add(IMAGES[rows], rows))
-        first += size
-    take(predictor.flush())
-    assert not list(predictor.flush()) and (decisions >= 0).all() and np.isfinite(logits).all()
-    groups = np.zeros(len(IMAGES), int) if len(cells) == 2 else decisions[:, 0]
-    batches = -(-np.bincount(groups) // BATCH)
-    assert np.bincount(predictor.ran).tolist() == batches.tolist()
-    assert [set(cell.compile_cache) for cell in cells] == compiled
-    return decisions, logits
-
-
-def in_batches(cell, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Outputs of a network for IMAGES and what goes with them, in batches of the predictor's size."""
-    parts = []
-    for first in range(0, len(IMAGES), BATCH):
-        rows = np.arange(first, first + BATCH) % len(IMAGES)
-        out = cell(*(Tensor(array[rows]) for array in (IMAGES, *arrays)))
-        parts.append([tensor.asnumpy() for tensor in (out if isinstance(out, tuple) else (out,))])
-    return [np.concatenate(column)[: len(IMAGES)] for column in zip(*parts)]
-
-
-def balanced(architecture: Architecture) -> tuple:
-    """The recipe's network, its controller's bias such that all bit-widths are chosen, and its scores (n, D, R)."""
-    network = filled(architecture.network())
-    scores = in_batches(Front(network))[1]
-    network.fc2.bias.set_data(Tensor(network.fc2.bias.asnumpy() - scores.mean(0).ravel()))
-    return network, scores - scores.mean(0)
-
-
-@pytest.fixture(scope="module")
-def all_bits():
-    """The network that computes 1 to 7 bits: what the others are compared with. Its controller is not asked."""
-    return filled(Architecture(num_bits=7, **SMALL).network())
-
-
-def of_seven(bits: np.ndarray) -> np.ndarray:
-    """Choices float32 (n, 1, 7) of `all_bits`."""
-    return np.eye(7, dtype=np.float32)[bits - 1][:, None]
-
-
-@pytest.fixture(scope="module")
-def dynamic():
-    """A network of 3, 4 or 5 bits, its scores, and its predictor."""
-    network, scores = balanced(Architecture(**SMALL))
-    return network, scores, made(Architecture(**SMALL), network)
-
-
-def test_grouped_inference_equals_the_network_that_computes_all_bit_widths(dynamic, all_bits):
-    _, scores, predictor = dynamic
-    decisions, logits = run(predictor)
-    assert set(decisions[:, 0]) == {0, 1, 2}
-    np.testing.assert_array_equal(decisions, scores.argmax(-1))
-    wanted = in_batches(all_bits, of_seven(decisions[:, 0] + 3))[0]
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
-    # The bit-widths differ by far more than the bound.
-    other = in_batches(all_bits, of_seven((decisions[:, 0] + 1) % 3 + 3))[0]
-    assert np.abs(logits - other).max(1).min() > 1e-2
-
-
-def test_sampled_choices_depend_on_the_seed_and_the_image(dynamic):
-    _, scores, predictor = dynamic
-    predictor.sample_seed = 3
-    decisions, _ = run(predictor)
-    predictor.sample_seed = None
-    noise = np.stack([gumbel_noise((1, 3), 3, row) for row in range(len(IMAGES))])
-    np.testing.assert_array_equal(decisions, (scores + noise).argmax(-1))
-
-
-@pytest.mark.parametrize("bits", [1, 7])
-def test_forced_bits_may_be_others_than_those_to_choose_from(dynamic, all_bits, bits):
-    decisions, logits = run(made(Architecture(**SMALL), dynamic[0], force_bits=bits))
-    assert not decisions.any()
-    wanted = in_batches(all_bits, of_seven(np.full(len(IMAGES), bits)))[0]
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
-
-
-def test_fixed_bits_have_no_controller(all_bits):
-    architecture = Architecture(num_bits=1, **SMALL)
-    network = filled(architecture.network())
-    assert not [name for name in values(network) if name.startswith(("fc1", "fc2"))]
-    _, logits = run(made(architecture, network))
-    np.testing.assert_allclose(logits, in_batches(all_bits, of_seven(np.full(len(IMAGES), 4)))[0], atol=1e-5)
-
-
-def test_grouped_inference_with_pact_takes_over_each_alpha():
-    architecture = Architecture("pact", **SMALL)
-    network, scores = balanced(architecture)
-    alphas = [array.item() for name, array in values(network).items() if name.endswith(".alpha")]
-    assert len(alphas) == len(set(alphas)) == 19
-    decisions, logits = run(made(architecture, network))
-    np.testing.assert_array_equal(decisions, scores.argmax(-1))
-    wanted = in_batches(network, np.eye(3, dtype=np.float32)[decisions])[0]
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
-
-
-def test_one_decision_a_layer_is_computed_as_it_is_trained():
-    architecture = Architecture(granularity="layer", **SMALL)
-    network, scores = balanced(architecture)
-    decisions, logits = run(made(architecture, network))
-    assert decisions.shape == (len(IMAGES), 12) and len(np.unique(decisions, axis=0)) > 5
-    np.testing.assert_array_equal(decisions, scores.argmax(-1))
-    wanted = in_batches(network, np.eye(3, dtype=np.float32)[decisions])[0]
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
-
-
-def test_the_float_network_runs_in_one_part():
-    architecture = Architecture("none", **SMALL)
-    network = filled(architecture.network())
-    np.testing.assert_allclose(run(made(architecture, network))[1], in_batches(network)[0], atol=1e-5)
 
 
 # ===== Cost and errors ===== #
