@@ -73,8 +73,6 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
     budget = (args.bit_budget, args.penalty, args.temperature) if dynamic else ()
     loss = DynamicLoss(network, architecture.bits, *budget, devices=devices.count)
     train_step = TrainOneStep(loss, optimizer, devices)
-    devices.say(f"{devices}, {len(train_loader.folder)} training and {len(val_loader.folder)} validation images")
-    devices.say(f"{steps} steps an epoch; the first step compiles, which takes up to a minute", flush=True)
 
     # ----- where to start -----
     best = "resnet18.ckpt" if args.stage == "float" else "resnet18_dq.ckpt"
@@ -84,6 +82,8 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
     predictor = Predictor(architecture, args.batch_size)
     on_corrupt = CorruptImages(val_loader.folder, args.strict)
     record = {"resize_size": args.resize_size, "classes": val_loader.folder.classes}
+    devices.say(f"{devices}, {len(train_loader.folder)} training and {len(val_loader.folder)} validation images")
+    devices.say(f"{steps} steps an epoch; the first step compiles, which takes up to a minute", flush=True)
 
     # ----- epochs -----
     for epoch in training.epochs():
