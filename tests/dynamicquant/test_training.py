@@ -203,7 +203,7 @@ def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(data, train
 
 
 def check_equal(one: Path, two: Path, numbers: tuple[str, ...], same: tuple[str, ...]) -> None:
-    """Whether two trainings of one epoch ended the same: parameters and `numbers` nearly, the columns `same` exactly."""
+    """Whether two trainings of one epoch ended the same: parameters and `numbers` nearly, columns `same` exactly."""
     ((a,), (b,)) = (rows(folder / "metrics.csv") for folder in (one, two))
     for key in numbers:
         assert float(a[key]) == pytest.approx(float(b[key]), rel=2e-3), key
