@@ -244,10 +244,11 @@ def test_the_exported_parts_chained_by_the_manifest_predict_the_same(place, tmp_
     # A value on a rounding edge may fall on its other side in another batch.
     error = np.linalg.norm(np.stack(logits) - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
     assert np.median(error) < 1e-5 and error.max() < 0.2, error
-    words = ["--ckpt_path", place.path(name), "--predictions", tmp_path / "p.csv", "--output_dir", tmp_path]
-    assert place.evaluate(*words, "--batch_size", "1", form="plain").returncode == 0
-    live = [int(row["prediction"]) for row in rows(tmp_path / "p.csv")]
-    assert [int(row.argmax()) for row in logits] == live
+    if name == "fixed" or place.form is None:
+        words = ["--ckpt_path", place.path(name), "--predictions", tmp_path / "p.csv", "--output_dir", tmp_path]
+        assert place.evaluate(*words, "--batch_size", "1", form="plain").returncode == 0
+        live = [int(row["prediction"]) for row in rows(tmp_path / "p.csv")]
+        assert [int(row.argmax()) for row in logits] == live
 
 
 def test_one_decision_a_layer_is_evaluated_and_not_exported(place, tmp_path):

@@ -340,7 +340,7 @@ def test_the_noise_of_a_step_is_the_same_for_any_number_of_devices():
     assert np.abs(whole - gumbel_noise((8, 1, 3), 3, 1, 2)).max() > 0.1  # has a stream of its own
 
 
-def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(tmp_path):
+def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(eager, tmp_path):
     """The classifier's bias decides the class of every image, and the controller's the bits."""
     counts = (5, 3, 2, 1, 1)
     for label, count in enumerate(counts):
