@@ -1,11 +1,14 @@
 """eval.py and export.py, run as a user runs them; bad input and settings of all commands."""
 
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
+import sys
 import threading
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +22,19 @@ import src.resnet as resnet
 import yaml
 from conftest import one_line_error
 from dynamicquant import tiny
-from dynamicquant.commands import CLASSES, FOLDER, SIZES, accuracy, checkpoint, command, digits, rows, run, training
+from dynamicquant.commands import (
+    CLASSES,
+    FOLDER,
+    SAMPLE,
+    SIZES,
+    accuracy,
+    checkpoint,
+    command,
+    digits,
+    rows,
+    run,
+    training,
+)
 from golden.recipe import value
 from mindspore import Tensor, nn
 from PIL import Image
@@ -271,7 +286,15 @@ def test_one_decision_a_layer_is_evaluated_and_not_exported(place, tmp_path):
 # ===== Bad input ===== #
 
 
-def test_bad_input_ends_with_one_line(place, tmp_path):
+def main_of(script: str) -> Callable:
+    """The script's `main`; its errors are those that a command ends with (the test below) in one line."""
+    spec = importlib.util.spec_from_file_location(f"dynamicquant_{script}", FOLDER / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_bad_input_is_refused(place, tmp_path, monkeypatch):
     """Each row: script, flags that are wrong, and what the error must speak of."""
     dynamic = place.path("dynamic")
     (tmp_path / "truncated.ckpt").write_bytes(dynamic.read_bytes()[:100000])
@@ -302,8 +325,6 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         ("eval", ["--resize_size", "28"], "a crop of 32 pixels does not fit into --resize_size 28; set it higher"),
         ("eval", ["--output_dir", tmp_path / "file/x"], "cannot write to"),
         ("eval", ["--config_path", tmp_path / "typo.yaml"], "penalti; did you mean penalty?"),
-        ("quantize", ["--ckpt_path", place.path("fixed")], "is quantized with pact, the network dorefa"),
-        ("float", ["--ckpt_path", dynamic], "is quantized with dorefa, the network none; start from a float"),
         ("float", ["--ckpt_path", tmp_path / "none.ckpt"], "no checkpoint at"),
         ("float", ["--batch_size", "41"], "40 training images do not fill one step of 41; set --batch_size lower"),
         ("float", ["--ckpt_path", "none", *two], "has 2 classes, not 10; set --num_classes 2"),
@@ -330,20 +351,42 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         ("export", ["--ckpt_path", dynamic, "--resize_size", "28"], "a crop of 32 pixels does not fit"),
     ]
     if not ms.hal.is_available("GPU"):
-        cases.append(("eval", ["--device_target", "GPU"], "no GPU that MindSpore can use"))
+        words = ["--ckpt_path", dynamic, "--device_target", "GPU"]
+        cases.append(("export", words, "no GPU that MindSpore can use"))
     if not ms.hal.is_available("Ascend"):
         words = ["--ckpt_path", dynamic, "--file_format", "AIR"]
         cases.append(("export", words, "AIR files can be exported on Ascend only"))
+    monkeypatch.chdir(FOLDER)
     for script, words, wanted in cases:
-        output = [] if "--output_dir" in words else ["--output_dir", tmp_path / "out"]
-        if script in ("eval", "export"):
-            start = place.evaluate if script == "eval" else place.export
-            result = start(*output, *words)
-        else:
-            result = run(training(script, place.form, place.data, tmp_path / "out", *words))
-        line = one_line_error(result)
-        assert wanted in line, (script, words, line)
+        flags = [*SAMPLE, "--output_dir", tmp_path / "out", "--device_target", "CPU", *words]
+        if script == "eval":
+            flags += [] if "--data_path" in words else ["--data_path", place.data]
+            flags += [] if "--ckpt_path" in words else ["--ckpt_path", dynamic]
+        elif script != "export":
+            script, flags = "train", training(script, None, place.data, tmp_path / "out", *words)[1:]
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, flags)])
+        with pytest.raises(UserError, match=re.escape(wanted)):
+            main_of(script)()
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_commands_that_fail_end_with_one_line(place, tmp_path):
+    """Whatever the script, before and after the device and the reading processes have started."""
+    output, none = tmp_path / "out", tmp_path / "none.ckpt"
+    train = partial(training, form=place.form, data=place.data, output=output)
+    results = {
+        "no checkpoint at": place.evaluate("--ckpt_path", none, "--output_dir", output),
+        f"no checkpoint at {none}": place.export("--ckpt_path", none, "--output_dir", output),
+        "is no training state": run([*train("quantize"), "--resume", place.path("dynamic")]),
+        "is quantized with pact, the network dorefa": run([*train("quantize"), "--ckpt_path", place.path("fixed")]),
+        "start from a float checkpoint": run([*train("float"), "--ckpt_path", place.path("dynamic")]),
+    }
+    if not ms.hal.is_available("GPU"):
+        no_gpu = place.evaluate("--device_target", "GPU", "--output_dir", output)
+        results["no GPU that MindSpore can use"] = no_gpu
+    for wanted, result in results.items():
+        assert wanted in one_line_error(result)
+    assert not output.exists() or not any(output.iterdir())
 
 
 @pytest.mark.parametrize(
