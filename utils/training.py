@@ -74,7 +74,8 @@ def open_images(
     """
     left_out = {"image_size", "resize_size", *free, *(("num_classes",) if finetune else ())}
     kept = {key: value for key, value in told.items() if key not in left_out}
-    take_settings(args, path, kept, f"leave it out, or, for other classes, {NEW_HEAD}")
+    others = finetune or args.resume is not None
+    take_settings(args, path, kept, "leave it out" + ("" if others else f", or, for other classes, {NEW_HEAD}"))
     remedy = "set --num_classes {}" if finetune or not told else f"{NEW_HEAD} for --num_classes {{}}"
     train, val = open_root(data_path or args.data_path, args.num_classes, remedy)
     if not finetune:
