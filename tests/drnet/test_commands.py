@@ -16,7 +16,9 @@ from conftest import ROOT, SERVER, one_line_error, run_script
 from golden.recipe import value
 from mindspore import Tensor, nn
 from PIL import Image
+from src.model_utils.config import load_config
 
+from utils.cli import UserError
 from utils.images import ImageFolder, epoch_rows
 
 FOLDER = ROOT / "DRNet"
@@ -68,7 +70,7 @@ def evaluate(place, *words):
 @pytest.fixture(scope="module")
 def pretrained(place):
     """A folder with what `--stage pretrain` writes: from nothing, two epochs of two steps."""
-    words = [*SMALL, "--layers", *"1111", "--data_path", place / "digits", "--output_dir", place / "pretrained"]
+    words = [*SMALL, *SGD, "--layers", *"1111", "--data_path", place / "digits", "--output_dir", place / "pretrained"]
     result = run_script("train.py", "--stage", "pretrain", *words, "--batch_size", "10", "--epochs", "2", cwd=FOLDER)
     assert result.returncode == 0, result.stderr
     return place / "pretrained"
@@ -232,11 +234,6 @@ def test_bad_input_ends_with_one_line(place, networks, tmp_path):
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     save(tmp_path / "damaged.ckpt", "classifier", record="{")
     save(tmp_path / "other.ckpt", "predictor", record='{"predictor_size": 24}')
-    config = (FOLDER / "config" / "resnet50_digits_config.yaml").read_text()
-    (tmp_path / "typo.yaml").write_text(config.replace("flip:", "flipp:"))
-    (tmp_path / "value.yaml").write_text(config.replace("num_classes: 10", "num_classes: ten"))
-    (tmp_path / "short.yaml").write_text(config.replace("num_classes: 10", ""))
-    (tmp_path / "broken.yaml").write_text("a: [1,\nb: }")
     (tmp_path / "data" / "val" / "0").mkdir(parents=True)
     rows = [
         (["--data_path", tmp_path / "none"], "no folder"),
@@ -250,16 +247,7 @@ def test_bad_input_ends_with_one_line(place, networks, tmp_path):
         (["--predictor_ckpt", place / "classifier_net.ckpt"], "looks like a DRNet classifier"),
         (["--predictor_ckpt", tmp_path / "other.ckpt"], "predictor_size 24, the classifier with 16"),
         (["--resolutions", "32", "24", "16"], "bn_2"),
-        (["--resolutions", "16", "32"], "32 16"),
-        (["--force_resolution", "24"], "none of --resolutions 32 16"),
-        (["--batch_size", "0"], "--batch_size"),
         (["--batch_size", "many"], "many is not a whole number from 0"),
-        (["--no_such_flag"], "unrecognized arguments"),
-        (["--config_path", tmp_path / "typo.yaml"], "flipp; did you mean flip?"),
-        (["--config_path", tmp_path / "value.yaml"], "num_classes: ten is not a whole number from 1"),
-        (["--config_path", tmp_path / "short.yaml"], "lacks the key num_classes"),
-        (["--config_path", tmp_path / "broken.yaml"], "not valid YAML"),
-        (["--config_path", tmp_path / "none.yaml"], "cannot read the config"),
         (["--output_dir", place / "predictor_net.ckpt" / "x", "--force_resolution", "16"], "cannot write"),
     ]
     if not ms.hal.is_available("Ascend"):
@@ -267,6 +255,40 @@ def test_bad_input_ends_with_one_line(place, networks, tmp_path):
     for words, wanted in rows:
         line = one_line_error(evaluate(place, *SMALL, *networks, "--output_dir", tmp_path / "out", *words))
         assert wanted in line, (words, line)
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(FOLDER)
+    config = (FOLDER / "config" / "resnet50_digits_config.yaml").read_text()
+    (tmp_path / "typo.yaml").write_text(config.replace("flip:", "flipp:"))
+    (tmp_path / "value.yaml").write_text(config.replace("num_classes: 10", "num_classes: ten"))
+    (tmp_path / "short.yaml").write_text(config.replace("num_classes: 10", ""))
+    (tmp_path / "broken.yaml").write_text("a: [1,\nb: }")
+    rows = [
+        ("eval", ["--resolutions", "16", "32"], "32 16"),
+        ("eval", ["--force_resolution", "24"], "none of --resolutions 32 16"),
+        ("eval", ["--batch_size", "0"], "--batch_size"),
+        ("eval", ["--batch_size", "many"], "many is not a whole number from 0"),
+        ("eval", ["--no_such_flag"], "unrecognized arguments"),
+        ("eval", ["--config_path", tmp_path / "typo.yaml"], "flipp; did you mean flip?"),
+        ("eval", ["--config_path", tmp_path / "value.yaml"], "num_classes: ten is not a whole number from 1"),
+        ("eval", ["--config_path", tmp_path / "short.yaml"], "lacks the key num_classes"),
+        ("eval", ["--config_path", tmp_path / "broken.yaml"], "not valid YAML"),
+        ("eval", ["--config_path", tmp_path / "none.yaml"], "cannot read the config"),
+        ("export", ["--num_workers", "1"], "unrecognized arguments"),
+        ("train", ["--classifier_ckpt", "none"], "starts from a pre-trained classifier"),
+        ("train", ["--batch_size", "1"], "must be at least 2"),
+        ("train", ["--layers", *"111"], "--layers takes four numbers"),
+        ("train", ["--crop_scale", "0.5", "2"], "--crop_scale"),
+        ("train", ["--flip", "2"], "2 is not a number from 0 to 1"),
+        ("train", ["--optimizer", "lamb"], "invalid choice"),
+        ("train", ["--finetune", "--new_head", "false"], "one setting with two values"),
+    ]
+    for command, words, wanted in rows:
+        flags = [*(["--stage", "finetune"] if command == "train" else []), *EXPORT]
+        with pytest.raises(UserError) as error:
+            load_config(command, "", [str(word) for word in [*flags, *words]])
+        assert wanted in str(error.value), (words, error)
 
 
 def test_help_names_every_flag_and_default():
@@ -379,7 +401,18 @@ def test_pretraining_resumes_elsewhere_and_takes_the_best_checkpoint_along(place
     for digit in range(10):
         (tmp_path / "data" / "val" / str(digit)).mkdir(parents=True)
         (tmp_path / "data" / "val" / str(digit) / "0.png").touch()
-    words = ["--stage", "pretrain", *DIGITS, "--data_path", tmp_path / "data", "--batch_size", "10", "--epochs", "2"]
+    words = [
+        "--stage",
+        "pretrain",
+        *DIGITS,
+        *SGD,
+        "--data_path",
+        tmp_path / "data",
+        "--batch_size",
+        "10",
+        "--epochs",
+        "2",
+    ]
     words += ["--resume", pretrained / "resume.ckpt", "--strict", "--output_dir", tmp_path / "new"]
     result = run_script(EAGER, *words, cwd=FOLDER)
     assert "cannot be read as an image; replace it, or leave out --strict" in one_line_error(result)
@@ -391,14 +424,25 @@ def test_pretraining_resumes_elsewhere_and_takes_the_best_checkpoint_along(place
 @pytest.mark.full
 def test_a_best_checkpoint_that_is_missing_is_named(place, pretrained, tmp_path):
     (tmp_path / "resume.ckpt").symlink_to(pretrained / "resume.ckpt")
-    words = ["--stage", "pretrain", *DIGITS, "--data_path", place / "digits", "--batch_size", "10", "--epochs", "2"]
+    words = [
+        "--stage",
+        "pretrain",
+        *DIGITS,
+        *SGD,
+        "--data_path",
+        place / "digits",
+        "--batch_size",
+        "10",
+        "--epochs",
+        "2",
+    ]
     words += ["--resume", tmp_path / "resume.ckpt", "--output_dir", tmp_path / "new"]
     missing = one_line_error(run_script("train.py", *words, cwd=FOLDER))
     assert f"{tmp_path}/classifier_net.ckpt, the best checkpoint of that run, is missing" in missing
 
 
 def train_on_two(place, output, script, *words):
-    words = ["--stage", "pretrain", *SMALL, "--output_dir", output, "--batch_size", "5", "--epochs", "1", *words]
+    words = ["--stage", "pretrain", *SMALL, *SGD, "--output_dir", output, "--batch_size", "5", "--epochs", "1", *words]
     words += ["--classifier_ckpt", place / "classifier_net.ckpt", "--device_num", "2", "--device_target", "CPU"]
     return run_script(script, *words, cwd=FOLDER)
 
@@ -433,15 +477,9 @@ def test_training_on_two_devices_in_graph_mode(place, tmp_path):
 
 def test_training_errors(place, tmp_path):
     rows = [
-        (["--classifier_ckpt", "none"], "starts from a pre-trained classifier"),
         (["--classifier_ckpt", place / "predictor_net.ckpt"], "looks like a DRNet predictor"),
         (["--batch_size", "64"], "set --batch_size lower"),
-        (["--batch_size", "1"], "must be at least 2"),
         (["--layers", *"1112"], "--layers 1 1 1 2 contradicts"),
-        (["--layers", *"111"], "--layers takes four numbers"),
-        (["--crop_scale", "0.5", "2"], "--crop_scale"),
-        (["--flip", "2"], "2 is not a number from 0 to 1"),
-        (["--optimizer", "lamb"], "invalid choice"),
     ]
     for words, wanted in rows:
         line = one_line_error(run_script("train.py", *finetune(place, tmp_path / "o", *words), cwd=FOLDER))
