@@ -2,12 +2,12 @@
 
 python small_network.py SCRIPT FLAGS
 
-SCRIPT is the script, or its name, or "frozen": train.py with frozen BNs. They learn from their own device's images only,
-and MindSpore has no synchronised BN on CPU; frozen, several devices together compute what one computes. Afterwards each
-device sets the BN statistics to its rank + 1, takes their mean, and the first prints what they are then.
+SCRIPT is the script, or its name, or "frozen": train.py with frozen BNs. They learn from their own device's images
+only, and MindSpore has no synchronised BN on CPU; frozen, several devices together compute what one computes.
+Afterwards each device sets the BN statistics to its rank + 1, takes their mean, and the first prints what they are.
 
-Two environment variables: INTERRUPT, such as "step 7" or "evaluation 1", presses Ctrl-C when that one of the run begins;
-NETWORK, set to anything, leaves DDRNet-23 itself.
+Two environment variables: INTERRUPT, such as "step 7" or "evaluation 1", presses Ctrl-C when that one of the run
+begins; NETWORK, set to anything, leaves DDRNet-23 itself.
 
 The small network compiles in seconds. It has parameters of each kind that DDRNet-23 has, under names of its.
 """

@@ -15,6 +15,7 @@ from mindspore import nn
 from src.configs.settings import SETTINGS, load_config
 from src.data.imagenet import TrainingBatches, evaluation_loader, training_loader
 
+from utils.device import ONE_DEVICE
 from utils.images import open_split
 
 FOLDER = ROOT / "DDRNet"
@@ -98,7 +99,7 @@ TRAINING = [
 ELSEWHERE = {
     *("arch", "set", "num_classes", "data_url", "num_parallel_workers", "strict", "output_dir"),  # test_commands.py
     *("pretrained", "finetune", "resume", "device_target", "device_id", "device_num"),  # test_commands.py
-    *("rank_table_file",),  # tests/utils/test_launcher.py
+    *("rank_table_file", "server_num", "server_rank", "master_addr", "master_port"),  # tests/utils/test_launcher.py
     *("run_modelarts", "train_url"),  # test_moxing.py
 }
 
@@ -180,11 +181,12 @@ def record(train, place):
     def record(values: dict) -> list[list[dict]]:
         if (key := str(values)) not in known:
             args = settings(place, values, f"out/{len(known)}")
-            output = Path(args.output_dir)
             folders = [open_split(args.data_url, split, 2) for split in ("train", "val")]
             with training_loader(folders[0], args) as train_loader, evaluation_loader(folders[1], args) as val_loader:
-                assert train.train(args, output, train_loader, val_loader) == 0
-            rows = [list(csv.DictReader((output / name).open())) for name in ("steps.csv", "metrics.csv")]
+                assert train.train(args, ONE_DEVICE, train_loader, val_loader) == 0
+            rows = [
+                list(csv.DictReader((Path(args.output_dir) / name).open())) for name in ("steps.csv", "metrics.csv")
+            ]
             for row in rows[1]:
                 row.pop("train_images_per_s")
             known[key] = rows
