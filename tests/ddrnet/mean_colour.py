@@ -1,4 +1,4 @@
-"""A classifier of the mean colour, which writes the result files of a 310; without MindSpore, so that it starts at once."""
+"""A classifier of the mean colour, which writes the result files of a 310. Without MindSpore, it starts at once."""
 
 from collections.abc import Iterable
 from pathlib import Path
