@@ -74,7 +74,7 @@ def read_logits(path: Path) -> np.ndarray:
     """The logits in a result file, float32 (K,).
 
     Raises:
-        UserError: it cannot be read, is empty or cut, or holds a NaN.
+        UserError: it cannot be read, is empty or cut, or holds NaN or infinity.
     """
     try:
         content = path.read_bytes()
@@ -83,8 +83,8 @@ def read_logits(path: Path) -> np.ndarray:
     if not content or len(content) % 4:
         raise UserError(f"{path} holds {len(content)} bytes, which are no float32 logits; run the inference again")
     logits = np.frombuffer(content, "<f4")
-    if np.isnan(logits).any():
-        raise UserError(f"{path} holds NaN; the model or its conversion is broken, export it again")
+    if not np.isfinite(logits).all():
+        raise UserError(f"{path} holds NaN or infinity; the model or its conversion is broken, export it again")
     return logits
 
 
