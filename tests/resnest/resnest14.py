@@ -12,6 +12,8 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS, STEM_WIDTH = (1, 1, 1, 1), 32
 RESIZE, INPUT_SIZE = 256, 224
@@ -37,6 +39,15 @@ def added() -> list[tuple[MutableMapping, object]]:
         (checkpoints.BLOCKS, BLOCKS),
         (checkpoints.DEPTHS, 5 * sum(BLOCKS) + 8),
     ]
+
+
+@pytest.fixture(scope="module")
+def small_network():
+    """While a module's tests run, this one is one of the networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for table, entry in added():
+            patch.setitem(table, "resnest14", entry)
+        yield
 
 
 def main() -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from conftest import ROOT
 from golden.recipe import images, value
 from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
@@ -28,10 +29,13 @@ from src.checkpoints import (
 )
 from src.resnest import fuse
 
+sys.path.insert(0, str(ROOT / "tests" / "resnest"))
+from resnest14 import small_network  # noqa: F401
+
 from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 LAYERS = {"resnest50": 88, "resnest101": 173, "resnest200": 338, "resnest269": 453}
 
 
@@ -79,7 +83,7 @@ def refused(cell, path, **options) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def graph_mode(small_network):
+def graph_mode(small_network):  # noqa: F811
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
