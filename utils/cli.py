@@ -42,16 +42,19 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
-def read_json(path: str | Path, remedy: str):
-    """The content of a JSON file.
-
-    Raises:
-        UserError: it cannot be read or is not valid; `remedy` says what to do.
-    """
+def read_file(path: str | Path, remedy: str) -> bytes:
+    """The content of a file; UserError with this `remedy` if it cannot be read."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+
+
+def read_json(path: str | Path, remedy: str):
+    """The content of a JSON file; UserError with this `remedy` if it cannot be read or is not valid."""
+    content = read_file(path, remedy)
+    try:
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
 
@@ -93,11 +96,7 @@ class Interrupt:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make the folder if need be and see whether a file can be written there, before long work is done.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Make the folder if need be; UserError if no file can be written there, before long work is done."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -110,8 +109,7 @@ def check_writable(folder: str | Path) -> None:
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; it takes the name `path` if the block succeeds, else it is removed.
 
-    Raises:
-        UserError: the folder cannot be made or written.
+    UserError if the folder cannot be made or written.
     """
     path = Path(path)
     try:
