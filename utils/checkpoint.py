@@ -20,8 +20,7 @@ NO_MEMORY = "exceeds current available memory"  # in MindSpore's refusal of a fi
 def read_checkpoint(path: str | Path) -> dict:
     """The content of a MindSpore checkpoint: parameter name to Parameter, and whatever text was stored beside them.
 
-    Raises:
-        UserError: no such file, or not a readable checkpoint.
+    UserError if there is no such file, or it is not a readable checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,9 +53,7 @@ def read_record(path: str | Path) -> dict:
     """What the checkpoint `path` tells about itself, as `save_checkpoint` was given it; empty where it tells nothing.
 
     A record holds settings by their names, such as `image_size`, and `classes`, the class names in label order.
-
-    Raises:
-        UserError: unreadable, or no such record.
+    UserError if the file or its record is unreadable.
     """
     return record_in(read_checkpoint(path), path)
 
@@ -91,20 +88,14 @@ def load_strictly(
     left_out: Iterable[str] = (),
     prefix: str = "",
 ) -> list[str]:
-    """Load every one of `parameters` from the checkpoint `path`.
+    """Load every one of `parameters` from the checkpoint `path`; UserError if one is missing, surplus or misshapen.
 
     Args:
         wanted: what the file should be, in words ("a DRNet classifier").
         kind_of: says what a set of parameter names looks like, in words.
         remedies: what to do when the parameter of that name has another shape than the network's.
-        left_out: parameters that keep their values, whatever the file holds under their names.
+        left_out: parameters that keep their values, whatever the file holds under their names; they are returned.
         prefix: what the names of `parameters` have in front of those in the file; messages give the latter.
-
-    Returns:
-        The names of the parameters that were left out.
-
-    Raises:
-        UserError: unreadable file, or a missing, surplus or misshapen parameter.
     """
     left_out = list(left_out)
     stored = {name: value for name, value in read_checkpoint(path).items() if isinstance(value, ms.Parameter)}
@@ -141,10 +132,7 @@ def save_checkpoint(
 ) -> None:
     """Write the parameters, their names without `prefix`, and the `record` to `path`, whole or not at all.
 
-    A checksum goes with them, so that damage is noticed when the file is read.
-
-    Raises:
-        UserError: the file cannot be written.
+    A checksum goes with them, so that damage is noticed when the file is read. UserError if it cannot be written.
     """
     rows = [{"name": parameter.name.removeprefix(prefix), "data": parameter} for parameter in parameters]
     texts = {RECORD: json.dumps(record)} if record else {}
@@ -157,11 +145,7 @@ def save_checkpoint(
 
 
 def copy_best(source: Path, target: Path) -> None:
-    """Copy the best checkpoint of a run that is resumed to where the resuming one keeps its own, if that is elsewhere.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """Copy the best checkpoint of a resumed run to where the resuming one keeps its own; UserError if there is none."""
     if not source.is_file():
         raise UserError(f"{source}, the best checkpoint of that run, is missing; keep it beside its resume.ckpt")
     if source.resolve() != target.resolve():

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -87,12 +87,13 @@ class Interrupt:
         finally:
             self.holding = False
 
-    def hold_while(self, work: Callable[[], object]) -> None:
-        """Do `work` held, and end the run after it if that has been asked for meanwhile."""
+    def hold_while(self, work: Callable[[], Any]) -> Any:
+        """The result of `work`, done held; the run ends after it if that has been asked for meanwhile."""
         with self.held():
-            work()
+            result = work()
         if self.asked:
             raise KeyboardInterrupt(*filter(None, [self.hint]))
+        return result
 
 
 def check_writable(folder: str | Path) -> None:

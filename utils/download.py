@@ -13,6 +13,8 @@ from tqdm import tqdm
 from utils.cli import UserError
 
 TIMEOUT = 30  # seconds without an answer
+# No connection, no such file, broken off, not writable, bad URL.
+FAILURES = (OSError, ValueError, http.client.HTTPException)
 
 
 def file_sha256(path: Path) -> str:
@@ -27,8 +29,7 @@ def file_sha256(path: Path) -> str:
 def open_at(url: str, start: int):
     """Open `url` at byte `start`, or at 0 where the other side cannot resume.
 
-    Returns:
-        the response, the offset of its first byte, and the size of the whole file in bytes (None: not told).
+    Returns the response, the offset of its first byte, and the size of the whole file in bytes (None: not told).
     """
     try:
         response = urlopen(Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=TIMEOUT)
@@ -54,11 +55,7 @@ def open_at(url: str, start: int):
 
 
 def fetch(url: str, part: Path) -> None:
-    """Complete `part` from `url`; after any failure what has arrived stays in it for the next call.
-
-    Raises:
-        OSError, ValueError, http.client.HTTPException: no connection, no such file, broken off, not writable, bad URL.
-    """
+    """Complete `part` from `url`; after any failure, of the kinds in FAILURES, what has arrived stays in it."""
     response, start, total = open_at(url, part.stat().st_size if part.exists() else 0)
     with response:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -75,17 +72,14 @@ def fetch(url: str, part: Path) -> None:
 def download(url: str, path: Path, sha256: str | None = None) -> str:
     """Download `url` to `path` by way of `<path>.part`, which a later call resumes if this one breaks off.
 
+    UserError if the transfer fails, the hash is wrong or no hash, or `path` already is another file.
+
     Args:
         url: http://, https:// or file://.
-        path: the file to write; its folder is made.
-        sha256: expected digest, 64 hexadecimal digits or the first 8 or more of them; None prints the digest instead
-            of checking it.
+        sha256: expected digest, 64 hexadecimal digits or the first 8 or more of them; None: it is printed instead.
 
     Returns:
         the SHA-256 of `path` in lower-case hexadecimal digits.
-
-    Raises:
-        UserError: the transfer failed, the hash is wrong or no hash, or `path` already is another file.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
         raise UserError(f"{sha256!r} is no SHA-256; give its 64 hexadecimal digits, or the first 8 or more of them")
@@ -113,7 +107,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
                 f"{url} has sha256 {found[:12]}, expected {expected[:12]}; removed, download it again or {by_hand}"
             )
         part.replace(path)
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except FAILURES as error:
         reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise UserError(f"cannot download {url}: {reason}; try again or {by_hand}") from error
     if not sha256:

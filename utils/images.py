@@ -313,11 +313,8 @@ class Loader(contextlib.AbstractContextManager):
         for number, first in enumerate(range(0, len(rows), batch_size)):
             part, slot = np.asarray(rows[first : first + batch_size]), number % SLOTS
             starts = range(0, len(part), self.task)
-            yield (
-                slot,
-                part,
-                [self.pool.submit(_read, slot, start, part[start : start + self.task], epoch) for start in starts],
-            )
+            tasks = [self.pool.submit(_read, slot, start, part[start : start + self.task], epoch) for start in starts]
+            yield slot, part, tasks
 
     def _batch(self, slot: int, rows: np.ndarray, tasks: list[Future]) -> Batch:
         bad = [position for task in tasks for position in task.result()]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import Parser, UserError, read_json, whole_file
+from utils.cli import Parser, UserError, read_file, read_json, whole_file
 from utils.config import Store
 from utils.images import ImageFolder, open_split
 from utils.metrics import TopKAccuracy
@@ -24,10 +24,8 @@ INCOMPLETE = 3  # exit status
 def named_images(data_path: str | Path) -> tuple[list[str], ImageFolder]:
     """The images of `val` under the root `data_path`, or of `data_path` if it is a split itself, and the name of each.
 
-    A name is the file name without its ending, which the result file is named after.
-
-    Raises:
-        UserError: as `open_split`; also if two files differ in folder or ending only.
+    A name is the file name without its ending, which the result file is named after. UserError as `open_split`, or if
+    two files differ in folder or ending only.
     """
     folder = open_split(data_path, "val", num_classes=None)
     paths: dict[str, Path] = {}
@@ -43,12 +41,8 @@ def named_images(data_path: str | Path) -> tuple[list[str], ImageFolder]:
 def write_labels() -> None:
     """The command `preprocess.py`: read the flags and write the labels."""
     parser = Parser(description="Write the labels of the images that the Ascend 310 program is to classify, as JSON.")
-    parser.add_argument(
-        *("--data_path", "--dataset_path"),
-        action=Store,
-        default="./data/imagenet",
-        help="ImageNet root with val/, or a single split (default: %(default)s)",
-    )
+    what = "ImageNet root with val/, or a single split (default: %(default)s)"
+    parser.add_argument("--data_path", "--dataset_path", action=Store, default="./data/imagenet", help=what)
     parser.add_argument("--output", default="imagenet_label.json", help="file to write (default: %(default)s)")
     args = parser.parse_args()
     names, folder = named_images(args.data_path)
@@ -59,11 +53,7 @@ def write_labels() -> None:
 
 
 def read_labels(path: Path) -> dict[str, int]:
-    """The content of a label file: image name to label.
-
-    Raises:
-        UserError: it cannot be read or is no such file.
-    """
+    """The content of a label file, image name to label; UserError if it cannot be read or is no such file."""
     labels = read_json(path, "make it with preprocess.py")
     if not isinstance(labels, dict) or not labels or not all(type(n) is int and n >= 0 for n in labels.values()):
         raise UserError(f"{path} is not a list of image names with their labels; make it again with preprocess.py")
@@ -71,15 +61,8 @@ def read_labels(path: Path) -> dict[str, int]:
 
 
 def read_logits(path: Path) -> np.ndarray:
-    """The logits in a result file, float32 (K,).
-
-    Raises:
-        UserError: it cannot be read, is empty or cut, or holds a NaN.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; run the inference again") from error
+    """The logits in a result file, float32 (K,); UserError if it cannot be read, is empty or cut, or holds a NaN."""
+    content = read_file(path, "run the inference again")
     if not content or len(content) % 4:
         raise UserError(f"{path} holds {len(content)} bytes, which are no float32 logits; run the inference again")
     logits = np.frombuffer(content, "<f4")
@@ -91,19 +74,18 @@ def read_logits(path: Path) -> np.ndarray:
 def accuracy(labels: dict[str, int], results: dict[str, Path]) -> TopKAccuracy:
     """Top-1 and top-5 over the images that have both a label and a result.
 
-    Raises:
-        UserError: as `read_logits`; also results of different lengths, or a label that the network has no logit for.
+    UserError as `read_logits`, or for results of different lengths, or a label that the network has no logit for.
     """
     metric = TopKAccuracy((1, 5))
-    first, classes = None, 0
-    for name in sorted(labels.keys() & results.keys()):
+    names = sorted(labels.keys() & results.keys())
+    classes = 0
+    for name in names:
         logits = read_logits(results[name])
-        if first is None:
-            first, classes = results[name], len(logits)
+        classes = classes or len(logits)
         if len(logits) != classes:
             raise UserError(
-                f"{results[name]} holds {len(logits)} logits, {first} {classes}; they are of different models, run "
-                "the inference again into an empty folder"
+                f"{results[name]} holds {len(logits)} logits, {results[names[0]]} {classes}; they are of different "
+                "models, run the inference again into an empty folder"
             )
         if labels[name] >= classes:
             raise UserError(
@@ -124,19 +106,14 @@ def warn(names: set[str], words: str) -> None:
 def print_accuracy(line: Callable[[int, int, int], str]) -> int:
     """The command `postprocess.py`: read the flags and print the accuracies.
 
-    Args:
-        line: (k, images whose class is among the first k, images) to the line that tells it.
-
-    Returns:
-        the exit status: INCOMPLETE if images and results are not the same.
+    `line` makes k, the images whose class is among the first k, and all images the line that tells it. Returns the exit
+    status: INCOMPLETE if images and results are not the same.
     """
     parser = Parser(description="Top-1 and top-5 accuracy from the result files of the Ascend 310 program.")
-    parser.add_argument(
-        "--result_dir", default="result_Files", help="folder with <image name>_0.bin (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--label_file", default="imagenet_label.json", help="labels that preprocess.py wrote (default: %(default)s)"
-    )
+    what = "folder with <image name>_0.bin (default: %(default)s)"
+    parser.add_argument("--result_dir", default="result_Files", help=what)
+    what = "labels that preprocess.py wrote (default: %(default)s)"
+    parser.add_argument("--label_file", default="imagenet_label.json", help=what)
     args = parser.parse_args()
 
     labels = read_labels(Path(args.label_file))

@@ -38,12 +38,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder to write; new or empty (no default)")
     add("--source", type=Path, help="ImageNet root with train/ and/or val/ (default: the digits)")
     add("--classes", type=positive, help="number of classes (default: all digits; needed by --source)")
-    add(
-        *("--images", "--images_per_class"),
-        type=positive,
-        action=Store,
-        help="images per class in each split (default: all digits; needed by --source)",
-    )
+    what = "images per class in each split (default: all digits; needed by --source)"
+    add("--images", "--images_per_class", type=positive, action=Store, help=what)
     add("--size", type=side, help="side of a digit image in pixels, 8 to 1024 (default: 32)")
     add("--seed", type=seed, help="decides what is chosen from --source (default: 0)")
     add("--exist_ok", action="store_true", help="succeed if --output already holds this very sample (default: error)")
@@ -73,11 +69,7 @@ def enlarge(scan: np.ndarray, size: int) -> bytes:
 
 
 def choose_digits(classes: int | None, images: int | None, size: int) -> tuple[Files, list[str]]:
-    """A choice from the digits, always the same, and its class names in label order.
-
-    Raises:
-        UserError: fewer classes or images than asked for.
-    """
+    """A choice from the digits, always the same, and its class names in label order; UserError if they are too few."""
     import cv2  # noqa: F401  (so that it is missed before anything is written)
     from sklearn.datasets import load_digits  # so late because it takes a second
     from sklearn.model_selection import train_test_split
@@ -100,8 +92,7 @@ def choose_digits(classes: int | None, images: int | None, size: int) -> tuple[F
 def choose_source(source: Path, classes: int, images: int, seed: int) -> tuple[Files, list[str]]:
     """A choice from an ImageNet tree, the same for the same seed, and all class names of the tree in label order.
 
-    Raises:
-        UserError: no such tree, or fewer classes or images than asked for.
+    UserError if there is no such tree, or fewer classes or images than asked for.
     """
     folders = {split: ImageFolder(source / split) for split in SPLITS if (source / split).is_dir()}
     if not folders:

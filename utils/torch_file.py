@@ -13,8 +13,7 @@ from utils.cli import UserError
 def is_torch_file(path: str | Path) -> bool:
     """Whether a file begins as PyTorch's do, with a ZIP archive or a pickle, or at least has their ending.
 
-    Raises:
-        UserError: it cannot be read.
+    UserError if it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -30,8 +29,7 @@ def is_torch_file(path: str | Path) -> bool:
 def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of the PyTorch file `path` by name, floating-point ones as float32.
 
-    Raises:
-        UserError: no such file, torch not installed, unreadable, or a file that holds more than tensors.
+    UserError if there is no such file or torch, or the file is unreadable or holds more than tensors.
     """
     path = Path(path)
     if not path.is_file():
