@@ -5,6 +5,7 @@ that is a mapping holds one value per command or training stage.
 """
 
 import argparse
+import contextlib
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,14 +23,11 @@ def number(kind: type, holds: Callable, words: str) -> Callable:
     """A reader of numbers of `kind` (int or float) for which `holds` is true; `words` describe them."""
 
     def read(text):
-        try:
-            value = float(str(text))
-            value = int(str(text)) if kind is int and not value.is_integer() else kind(value)
-        except (ValueError, OverflowError):
-            value = None
-        if value is None or not holds(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {words}")
-        return value
+        with contextlib.suppress(ValueError, OverflowError):
+            value = kind(float(str(text)))
+            if value == float(str(text)) and holds(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {words}")
 
     return read
 
@@ -198,10 +196,7 @@ def check_training(args: argparse.Namespace, checkpoint: str, warmup: str = "war
 
 
 def take_settings(
-    args: argparse.Namespace,
-    path: str | Path,
-    told: Mapping[str, object],
-    remedy: str = "leave it out, or give another file",
+    args: argparse.Namespace, path: str | Path, told: Mapping, remedy: str = "leave it out, or give another file"
 ) -> None:
     """Give `args` the settings that the file `path` tells, in `told`; other things that it tells do not count.
 
@@ -264,7 +259,7 @@ def _checked(key: str, setting: Setting, values: dict, user: str, settings: Mapp
         value = value[user]
     elif user in setting.own:
         return setting.own[user]
-    items = value if setting.many and isinstance(value, list) else [value]
+    items = value if isinstance(value, list) else [value]
     if setting.many != isinstance(value, list) or any(isinstance(item, dict | list) for item in items):
         raise UserError(f"{path}: {key} takes {'a list of values' if setting.many else 'one value'}, not {value}")
     try:

@@ -40,9 +40,7 @@ def load_mindir(path: str | Path) -> nn.GraphCell:
         with no_stderr():
             return nn.GraphCell(ms.load(str(path)))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read as a MINDIR file; it is truncated or damaged, export it again"
-        ) from error
+        raise UserError(f"{path} cannot be read as a MINDIR file; truncated or damaged, export it again") from error
 
 
 def read_manifest(path: Path, read: Callable[[dict], dict]) -> tuple[dict, int]:
@@ -98,9 +96,7 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str,
             expected = _arrays((cell if live is None else live)(Tensor(images)))
             difference = max(_difference(*pair) for pair in zip(expected, loaded, strict=True))
             if not difference <= MAX_DIFFERENCE * max(1.0, *(float(np.abs(one).max()) for one in expected)):
-                raise UserError(
-                    f"the exported {name.name} computes something else (by {difference:.2g}); it is not written"
-                )
+                raise UserError(f"{name.name} computes something else (by {difference:.2g}) and is not written")
             print(f"{name}: differs from the live network by at most {difference:.1e}", flush=True)
         shutil.copyfile(Path(folder) / name.name, temporary)
     return name.name

@@ -30,6 +30,7 @@ MOST_PROCESSES = 16  # reading processes for each core
 SLOTS = 3  # batches in memory: the one in use and two read ahead
 # What decoding a file that is no image raises.
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError)
+View = Callable[[Path, int, int], np.ndarray]
 
 
 class ImagePaths(Sequence):
@@ -131,9 +132,7 @@ def open_split(
     if (root / split).is_dir():
         root = root / split
     elif (root / "train").is_dir() or (root / "val").is_dir():
-        raise UserError(
-            f"{root} has no {split}/; add it, or set --data_path to the folder that holds the class folders"
-        )
+        raise UserError(f"{root} has no {split}/; add it, or set --data_path to the folder of the class folders")
     images = ImageFolder(root)
     count = len(images.classes)
     if num_classes not in (None, count):
@@ -154,7 +153,7 @@ def open_root(data_path: str | Path, num_classes: int, remedy: str) -> tuple[Ima
             raise UserError(f"{data_path} has no {split}/; set --data_path to a root that has train/ and val/")
     train, val = (open_split(data_path, split, num_classes, remedy) for split in ("train", "val"))
     same = f"make their class folders the same, or list all class names in {data_path}/classes.txt"
-    check_classes(f"{data_path}/train", train.classes, val, same)
+    check_classes(f"{data_path}/train", train.classes, val, same, f"{data_path}/val")
     return train, val
 
 
@@ -164,11 +163,12 @@ def check_classes(
     folder: ImageFolder,
     remedy: str = "evaluate it on its own classes, listed in label order in a file classes.txt beside the split if "
     "some of them are missing",
+    images: str = "the images",
 ) -> None:
-    """UserError with this `remedy` if the class `names` that the file `path` tells, if any, are not the images'."""
+    """UserError with this `remedy` if the class `names` that `path` tells, if any, are not those of the `images`."""
     for label, (one, other) in enumerate(zip(names or [], folder.classes)):
         if one != other:
-            raise UserError(f"label {label} is {one} in {path} and {other} in {folder.paths.root}; {remedy}")
+            raise UserError(f"label {label} is {one} in {path} and {other} in {images}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -234,22 +234,12 @@ class Loader(contextlib.AbstractContextManager):
 
     Args:
         view: (path, row, epoch) to float32 of `shape`, (3, S, S). Whatever it draws it must draw from these three.
-        num_workers: number of processes.
     """
 
-    def __init__(
-        self,
-        folder: ImageFolder,
-        view: Callable[[Path, int, int], np.ndarray],
-        shape: tuple[int, ...],
-        batch_size: int,
-        num_workers: int,
-    ):
+    def __init__(self, folder: ImageFolder, view: View, shape: tuple[int, int, int], batch_size: int, num_workers: int):
         self.folder = folder
         if num_workers > (most := MOST_PROCESSES * (os.cpu_count() or 1)):
-            raise UserError(
-                f"{num_workers} reading processes are too many for this machine; set --num_workers to {most} or less"
-            )
+            raise UserError(f"{num_workers} reading processes are too many here; set --num_workers to {most} or less")
         size = (SLOTS, batch_size, *shape)
         try:
             memory = mmap.mmap(-1, math.prod(size) * np.dtype(np.float32).itemsize)
@@ -267,9 +257,7 @@ class Loader(contextlib.AbstractContextManager):
         except OSError as error:
             for process in set(multiprocessing.active_children()) - set(before):
                 process.kill()
-            raise UserError(
-                f"cannot start {num_workers} reading processes: {error}; set --num_workers lower"
-            ) from error
+            raise UserError(f"cannot start {num_workers} reading processes: {error}; lower --num_workers") from error
         finally:
             gc.unfreeze()
         self.processes = [process for process in multiprocessing.active_children() if process not in before]
@@ -297,9 +285,7 @@ class Loader(contextlib.AbstractContextManager):
                 ahead.extend(islice(started, 1))
                 yield self._batch(*ahead.popleft())
         except BrokenProcessPool as error:
-            raise UserError(
-                "a process that reads images was killed; if the machine is short of memory, set --num_workers lower"
-            ) from error
+            raise UserError("a reading process was killed; if memory is short, set --num_workers lower") from error
         except (Exception, KeyboardInterrupt):
             self.kill()  # else the line below would wait for processes that may hang
             raise
@@ -325,7 +311,7 @@ class Loader(contextlib.AbstractContextManager):
         return Batch(images[good], self.folder.labels[rows[good]], rows[good], rows[bad].tolist())
 
 
-def _start_reading(paths: ImagePaths, view: Callable, memory: np.ndarray, parent: int) -> None:
+def _start_reading(paths: ImagePaths, view: View, memory: np.ndarray, parent: int) -> None:
     """First thing in a reading process."""
     global _reading
     _reading = (paths, view, memory)

@@ -126,8 +126,7 @@ def begin(args: argparse.Namespace, images: Path) -> None:
     before = os.fsdecode(kept.read_bytes()) if kept.is_file() else "unknown"
     if args.resume and old and before != settings:
         raise UserError(
-            f"{folder} is of another run ({before}, now {settings}); leave out --resume or set --output_dir to another "
-            "place"
+            f"{folder} is of another run ({before}, now {settings}); leave out --resume or choose another --output_dir"
         )
     if not args.resume:
         for path in (*old, args.output_dir / TIMES):

@@ -12,6 +12,7 @@ import argparse
 import random
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -137,11 +138,8 @@ def write(output: Path, files: Files) -> None:
 
 def summary(files: Files) -> str:
     """How many images of how many classes each split has."""
-    parts = []
-    for split in SPLITS:
-        classes = [name.split("/")[1] for name in files if name.startswith(f"{split}/")]
-        if classes:
-            parts.append(f"{split} {len(classes)} images of {len(set(classes))} classes")
+    counts = {split: Counter(Path(name).parent for name in files if name.startswith(f"{split}/")) for split in SPLITS}
+    parts = [f"{split} {count.total()} images of {len(count)} classes" for split, count in counts.items() if count]
     return ", ".join(parts)
 
 

@@ -46,9 +46,7 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
         # In a file that does not begin as a pickle, what torch takes for an unknown operand is no code.
         pickled = path.read_bytes()[:1] == b"\x80" and "Unsupported operand" in str(error)
         if pickled or re.search(r"Unsupported (global|class)|Can only (build|set|create)|Trying to", str(error)):
-            raise UserError(
-                f"{path} holds pickled code beside tensors and is not read; get the authors' own file"
-            ) from error
+            raise UserError(f"{path} holds pickled code and is not read; get the authors' own file") from error
         raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file; it is truncated, damaged or of "
             "another kind, get it again"

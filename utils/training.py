@@ -1,17 +1,7 @@
 """What every training has around its steps: start, resume, epochs, interruption, the best checkpoint, the results.
 
-A model's `train.py` has the loop itself:
-
-    for epoch in training.epochs():
-        with training.steps(batches(epoch, training.step)) as steps:
-            for step, batch in steps:
-                ...
-                training.add(result.interrupt, loss=result.loss)
-        row, line = training.row(lr)
-        if training.evaluates():
-            line += training.keep_best(figures, save)
-        training.tell(row, line)
-    return training.finish()
+A model's `train.py` has the loop itself: over `Training.epochs` and, within `Training.steps`, the steps of one, which
+it counts with `add`; then `row`, after an evaluation `keep_best`, and `tell`; at the end `finish`.
 """
 
 import argparse
@@ -147,15 +137,13 @@ def save_state(path: Path, cells: Sequence[nn.Cell], settings: Mapping, position
 
 def load_state(path: str | Path, cells: Sequence[nn.Cell], settings: Mapping) -> dict:
     """Restore what `save_state` wrote; returns the position. UserError if that was a run with other settings."""
-    stored = read_state(path)
-    before, now = stored["settings"], json.loads(json.dumps(settings))
-    differing = [f"{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
+    state = read_state(path)
+    before, now = state["settings"], json.loads(json.dumps(settings))
+    differing = ", ".join(f"{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key])
     if differing:
-        raise UserError(
-            f"{path} is of a run with other settings: {', '.join(differing)}; resume with the same, or start anew"
-        )
+        raise UserError(f"{path} is of a run with other settings: {differing}; resume with the same, or start anew")
     load_strictly(_parameters(cells), path, "this training's state", lambda names: "another one")
-    return stored["position"]
+    return state["position"]
 
 
 def _parameters(cells: Sequence[nn.Cell]) -> list[Parameter]:

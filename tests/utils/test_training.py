@@ -223,7 +223,7 @@ def test_images_and_the_checkpoint_they_start_from(folder):
     with pytest.raises(UserError, match=r"2 classes, not 3; add --finetune .* --num_classes 2"):
         opened({"num_classes": 3})
     opened({"num_classes": 3, "classes": ["x", "y", "z"]}, finetune=True)
-    with pytest.raises(UserError, match=r"label 1 is c in a\.ckpt and b in .*data/train; add --finetune"):
+    with pytest.raises(UserError, match=r"label 1 is c in a\.ckpt and b in the images; add --finetune"):
         opened({"num_classes": 2, "classes": ["a", "c"]})
     with pytest.raises(UserError, match=r"--num_classes 2 contradicts a\.ckpt, which has 3; .*--finetune"):
         opened({"num_classes": 3}, given={"num_classes": "--num_classes"})
