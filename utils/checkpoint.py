@@ -27,6 +27,7 @@ def read_checkpoint(path: str | Path) -> dict:
         raise UserError(f"no checkpoint at {path}; put the file there or name another one")
     if path.suffix != ".ckpt":
         raise UserError(f"{path} does not end in .ckpt; MindSpore reads checkpoints under that ending only")
+    size = path.stat().st_size
     try:
         with _quiet():
             try:
@@ -34,19 +35,21 @@ def read_checkpoint(path: str | Path) -> dict:
             except ValueError as error:
                 if NO_MEMORY not in str(error):
                     raise
-                _reclaim_memory(2 * path.stat().st_size)
+                # MindSpore takes the kernel's cache of files for memory in use, and on a machine that has just read a
+                # data set that is nearly all of it. The cache gives up what is written to here.
+                if psutil.virtual_memory().available > 2 * size:
+                    np.ones(2 * size, np.uint8)
                 return ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # MindSpore takes Ctrl-C for a damaged file
             raise error.__cause__ from None
+        fault = f"not enough free memory to read {path} ({size} bytes)"
         if NO_MEMORY in str(error):
-            raise UserError(
-                f"not enough free memory to read {path} ({path.stat().st_size} bytes); end other programs and try again"
-            ) from error
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged "
-            f"or of another kind, get it again ({' '.join(str(error).split())[:120]})"
-        ) from error
+            raise UserError(f"{fault}; end other programs and try again") from error
+        fault = (
+            f"{path} ({size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged or of another"
+        )
+        raise UserError(f"{fault} kind, get it again ({' '.join(str(error).split())[:120]})") from error
 
 
 def read_record(path: str | Path) -> dict:
@@ -67,16 +70,6 @@ def record_in(content: Mapping, path: str | Path) -> dict:
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} has a damaged record of what it is ({error}); get the file again") from error
     return record
-
-
-def _reclaim_memory(size: int) -> None:
-    """Make `size` bytes of memory free, if so much can be had.
-
-    MindSpore takes the kernel's cache of files for memory in use, and on a machine that has just read a data set that
-    is nearly all of it. The cache gives up what is written to here.
-    """
-    if psutil.virtual_memory().available > size:
-        np.ones(size, np.uint8)
 
 
 def load_strictly(
@@ -105,18 +98,16 @@ def load_strictly(
     parameters = {name: parameter for name, parameter in parameters.items() if name in stored and name not in left_out}
     misshapen = [name for name in parameters if stored[name].shape != parameters[name].shape]
     if missing or surplus:
-        parts = [some_of("missing", missing), some_of("surplus", surplus)]
-        raise UserError(
-            f"{path} does not hold {wanted} but looks like {kind_of(set(stored))} ({', '.join(filter(None, parts))}); "
-            f"give the file of {wanted}"
-        )
+        odd = ", ".join(filter(None, [some_of("missing", missing), some_of("surplus", surplus)]))
+        fault = f"{path} does not hold {wanted} but looks like {kind_of(set(stored))} ({odd})"
+        raise UserError(f"{fault}; give the file of {wanted}")
     if misshapen:
         name = misshapen[0]
-        remedy = remedies.get(name, f"give a file of {wanted} with the same settings")
-        raise UserError(
-            f"{path}: {len(misshapen)} parameters have another shape, first {name}: {stored[name].shape} in the file, "
-            f"{parameters[name].shape} in the network; {remedy}"
+        fault = (
+            f"{path}: {len(misshapen)} parameters have another shape, first {name}: {stored[name].shape} in the file"
         )
+        remedy = remedies.get(name, f"give a file of {wanted} with the same settings")
+        raise UserError(f"{fault}, {parameters[name].shape} in the network; {remedy}")
     for name, parameter in parameters.items():
         parameter.set_data(stored[name].astype(parameter.dtype))
     return left_out

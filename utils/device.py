@@ -73,10 +73,8 @@ def set_device(device_target: str, device_id: int | None = None) -> str:
     if device_target == "auto":
         device_target = next(name for name in ("Ascend", "GPU", "CPU") if name in available)
     elif device_target not in available:
-        raise UserError(
-            f"no {device_target} that MindSpore can use on this machine (there is {', '.join(available)}); install its "
-            "driver and runtime, or choose another --device_target"
-        )
+        fault = f"no {device_target} that MindSpore can use on this machine (there is {', '.join(available)})"
+        raise UserError(f"{fault}; install its driver and runtime, or choose another --device_target")
     if device_target == "CPU" or device_id is None:
         ms.set_device(device_target)
     else:

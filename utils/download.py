@@ -13,8 +13,6 @@ from tqdm import tqdm
 from utils.cli import UserError
 
 TIMEOUT = 30  # seconds without an answer
-# No connection, no such file, broken off, not writable, bad URL.
-FAILURES = (OSError, ValueError, http.client.HTTPException)
 
 
 def file_sha256(path: Path) -> str:
@@ -55,7 +53,7 @@ def open_at(url: str, start: int):
 
 
 def fetch(url: str, part: Path) -> None:
-    """Complete `part` from `url`; after any failure, of the kinds in FAILURES, what has arrived stays in it."""
+    """Complete `part` from `url`; after any failure what has arrived stays in it for the next call."""
     response, start, total = open_at(url, part.stat().st_size if part.exists() else 0)
     with response:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +89,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
         if path.exists():
             found = file_sha256(path)
             if not found.startswith(expected):
-                raise UserError(
-                    f"{path} is another file: sha256 {found[:12]}, expected {expected[:12]}; move it away or delete it"
-                )
+                fault = f"{path} is another file: sha256 {found[:12]}, expected {expected[:12]}"
+                raise UserError(f"{fault}; move it away or delete it")
             print(f"{path} is already there, nothing to download" + ("" if sha256 else f"; sha256 {found}"))
             return found
         if urlsplit(url).scheme not in ("http", "https", "file"):
@@ -103,11 +100,10 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
         found = file_sha256(part)
         if not found.startswith(expected):
             part.unlink()
-            raise UserError(
-                f"{url} has sha256 {found[:12]}, expected {expected[:12]}; removed, download it again or {by_hand}"
-            )
+            fault = f"{url} has sha256 {found[:12]}, expected {expected[:12]}"
+            raise UserError(f"{fault}; removed, download it again or {by_hand}")
         part.replace(path)
-    except FAILURES as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise UserError(f"cannot download {url}: {reason}; try again or {by_hand}") from error
     if not sha256:

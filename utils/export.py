@@ -94,7 +94,8 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str,
             os.chdir(here)
         if file_format == "MINDIR":
             expected = _arrays((cell if live is None else live)(Tensor(images)))
-            difference = max(_difference(*pair) for pair in zip(expected, loaded, strict=True))
+            pairs = zip(expected, loaded, strict=True)
+            difference = max(np.abs(one - two).max() if one.shape == two.shape else np.inf for one, two in pairs)
             if not difference <= MAX_DIFFERENCE * max(1.0, *(float(np.abs(one).max()) for one in expected)):
                 raise UserError(f"{name.name} computes something else (by {difference:.2g}) and is not written")
             print(f"{name}: differs from the live network by at most {difference:.1e}", flush=True)
@@ -105,7 +106,3 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str,
 def _arrays(output: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:
     """The outputs of a cell that has one or several."""
     return [tensor.asnumpy() for tensor in (output if isinstance(output, tuple) else (output,))]
-
-
-def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")

@@ -72,7 +72,15 @@ class ImageFolder:
         if not folders:
             raise UserError(f"{root} has no class folders; images belong into {root}/<class>/")
         listing = next((path for path in (root / "classes.txt", root.parent / "classes.txt") if path.is_file()), None)
-        self.classes = _class_names(listing) if listing else [folder.name for folder in folders]
+        self.classes = [folder.name for folder in folders]
+        if listing:
+            try:
+                lines = listing.read_text(encoding="utf-8").split("\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{listing} is not UTF-8 text; write one class name a line") from error
+            self.classes = [line.strip() for line in lines if line.strip()]
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise UserError(f"{listing} lists {twice[0]} twice; every class has one line")
         number = {name: label for label, name in enumerate(self.classes)}
         paths: list[bytes] = []
         labels: list[int] = []
@@ -89,17 +97,6 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-
-def _class_names(listing: Path) -> list[str]:
-    """The lines of a `classes.txt`."""
-    try:
-        names = [line.strip() for line in listing.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{listing} is not UTF-8 text; write one class name a line") from error
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{listing} lists {twice[0]} twice; every class has one line")
-    return names
 
 
 class CorruptImages:
@@ -136,10 +133,8 @@ def open_split(
     images = ImageFolder(root)
     count = len(images.classes)
     if num_classes not in (None, count):
-        raise UserError(
-            f"{root} has {count} classes, not {num_classes}; {remedy.format(count)}, or, if it is a part of a larger "
-            "data set, list all class names in a file classes.txt beside it"
-        )
+        part = "if it is a part of a larger data set, list all class names in a file classes.txt beside it"
+        raise UserError(f"{root} has {count} classes, not {num_classes}; {remedy.format(count)}, or, {part}")
     return images
 
 

@@ -90,15 +90,12 @@ class Network:
         # A graph takes other shapes than it was exported for, and may compute something; the file says which was meant.
         model = ModelProto.FromString(args.model_path.read_bytes())
         inputs = [tensor for parameter in model.graph.input for tensor in parameter.tensor]
+        exported = [list(tensor.dims) for tensor in inputs if tensor.data_type == tensor.FLOAT]
         wanted = [args.batch_size, 3, args.crop, args.crop]
-        exported = list(inputs[0].dims) if len(inputs) == 1 else []
-        if exported[:1] == [-1]:  # any number
-            exported[0] = args.batch_size
-        if exported != wanted or inputs[0].data_type != inputs[0].FLOAT:
-            raise UserError(
-                f"the input of {args.model_path} is {' and '.join(str(list(tensor.dims)) for tensor in inputs)}, but "
-                f"--batch_size and --crop make it {wanted} of float32; set them as it was exported"
-            )
+        if len(inputs) != 1 or exported not in ([wanted], [[-1, *wanted[1:]]]):  # -1: any number
+            fault = f"the input of {args.model_path} is {' and '.join(str(list(tensor.dims)) for tensor in inputs)}"
+            make = f"--batch_size and --crop make it {wanted} of float32"
+            raise UserError(f"{fault}, but {make}; set them as it was exported")
         self.batch = np.zeros(wanted, np.float32)
         logits = self(self.batch)
         if logits.ndim != 2 or len(logits) != args.batch_size:
@@ -125,9 +122,8 @@ def begin(args: argparse.Namespace, images: Path) -> None:
     kept = folder / ".settings"
     before = os.fsdecode(kept.read_bytes()) if kept.is_file() else "unknown"
     if args.resume and old and before != settings:
-        raise UserError(
-            f"{folder} is of another run ({before}, now {settings}); leave out --resume or choose another --output_dir"
-        )
+        fault = f"{folder} is of another run ({before}, now {settings})"
+        raise UserError(f"{fault}; leave out --resume or set --output_dir to another place")
     if not args.resume:
         for path in (*old, args.output_dir / TIMES):
             path.unlink(missing_ok=True)

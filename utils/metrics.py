@@ -43,10 +43,8 @@ class TopKAccuracy:
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in [0, {logits.shape[1]})")
         if not np.isfinite(logits).all():
-            raise UserError(
-                "the network returns NaN or infinity for some images; its weights are broken (a diverged training, or "
-                "a wrong file), or float16 is too narrow for them"
-            )
+            reason = "its weights are broken (a diverged training, or a wrong file), or float16 is too narrow for them"
+            raise UserError(f"the network returns NaN or infinity for some images; {reason}")
         own = logits[np.arange(len(labels)), labels][:, None]
         earlier = np.arange(logits.shape[1]) < labels[:, None]
         rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
@@ -95,12 +93,9 @@ class Progress(contextlib.AbstractContextManager):
 
     def __init__(self, description: str, total: int, done: int = 0, show: bool = True):
         self.description, self.total, self.done, self.show = description, total, done, show
-        self.bar = None
-        if show and sys.stdout.isatty():
-            columns = shutil.get_terminal_size().columns  # 80 where the terminal says 0; tqdm would show nothing
-            self.bar = tqdm(
-                total=total, initial=done, desc=description, unit="img", leave=False, file=sys.stdout, ncols=columns
-            )
+        bar = {"desc": description, "unit": "img", "leave": False, "file": sys.stdout}
+        bar["ncols"] = shutil.get_terminal_size().columns  # 80 where the terminal says 0; tqdm would show nothing
+        self.bar = tqdm(total=total, initial=done, disable=not (show and sys.stdout.isatty()), **bar)
         self.meter = Throughput()
         self.line_at = time.monotonic() + self.LINE_SECONDS
 
@@ -108,10 +103,9 @@ class Progress(contextlib.AbstractContextManager):
         """`images` more are done; `metrics` are shown as they are."""
         self.done += images
         self.meter.update(images)
-        if self.bar is not None:
-            self.bar.set_postfix(metrics, refresh=False)
-            self.bar.update(images)
-        elif self.show and time.monotonic() >= self.line_at:
+        self.bar.set_postfix(metrics, refresh=False)
+        self.bar.update(images)
+        if self.show and self.bar.disable and time.monotonic() >= self.line_at:
             parts = [f"{self.done}/{self.total} images", f"{self.meter.rate():.1f} images/s"]
             parts += [f"{key} {value}" for key, value in metrics.items()]
             print(f"{self.description}: {', '.join(parts)}", flush=True)
@@ -119,8 +113,7 @@ class Progress(contextlib.AbstractContextManager):
             self.meter.reset()  # so that a line tells the speed since the one before
 
     def __exit__(self, *exception) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def write_results(path: str | Path, results: Mapping) -> None:

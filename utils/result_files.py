@@ -31,9 +31,8 @@ def named_images(data_path: str | Path) -> tuple[list[str], ImageFolder]:
     paths: dict[str, Path] = {}
     for path in folder.paths:
         if path.stem in paths:
-            raise UserError(
-                f"{paths[path.stem]} and {path} would have one result file, {path.stem}{ENDING}; rename one of them"
-            )
+            fault = f"{paths[path.stem]} and {path} would have one result file, {path.stem}{ENDING}"
+            raise UserError(f"{fault}; rename one of them")
         paths[path.stem] = path
     return list(paths), folder
 
@@ -83,24 +82,14 @@ def accuracy(labels: dict[str, int], results: dict[str, Path]) -> TopKAccuracy:
         logits = read_logits(results[name])
         classes = classes or len(logits)
         if len(logits) != classes:
-            raise UserError(
-                f"{results[name]} holds {len(logits)} logits, {results[names[0]]} {classes}; they are of different "
-                "models, run the inference again into an empty folder"
-            )
+            fault = f"{results[name]} holds {len(logits)} logits, {results[names[0]]} {classes}"
+            raise UserError(f"{fault}; they are of different models, run the inference again into an empty folder")
         if labels[name] >= classes:
-            raise UserError(
-                f"image {name} has label {labels[name]}, but the model has {classes} classes, 0 to {classes - 1}; use "
-                "the data set that the model was trained on (classes.txt fixes the labels of a part of one)"
-            )
+            fault = f"image {name} has label {labels[name]}, but the model has {classes} classes, 0 to {classes - 1}"
+            remedy = "use the data set that the model was trained on (classes.txt fixes the labels of a part of one)"
+            raise UserError(f"{fault}; {remedy}")
         metric.update(logits[None], [labels[name]])
     return metric
-
-
-def warn(names: set[str], words: str) -> None:
-    """Say how many `names` there are of what `words` say, and the first few; nothing if there are none."""
-    if names:
-        few = ", ".join(sorted(names)[:3])
-        print(f"warning: {len(names)} {words}: {few}{', …' if len(names) > 3 else ''}", file=sys.stderr)
 
 
 def print_accuracy(line: Callable[[int, int, int], str]) -> int:
@@ -126,7 +115,9 @@ def print_accuracy(line: Callable[[int, int, int], str]) -> int:
         raise UserError(f"{folder} has no result for any of the {len(labels)} images; run the inference first")
     for k, correct in zip(metric.ks.tolist(), metric.correct.tolist()):
         print(line(k, correct, metric.total), flush=True)
-    missing, surplus = labels.keys() - results.keys(), results.keys() - labels.keys()
-    warn(missing, f"of {len(labels)} images have no result and are not counted")
-    warn(surplus, "results belong to no image and are not counted")
+    missing, surplus = sorted(labels.keys() - results.keys()), sorted(results.keys() - labels.keys())
+    for names, fault in ((missing, f"of {len(labels)} images have no result"), (surplus, "results belong to no image")):
+        few = ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])
+        if names:
+            print(f"warning: {len(names)} {fault} and are not counted: {few}", file=sys.stderr)
     return INCOMPLETE if missing or surplus else 0

@@ -136,13 +136,6 @@ def write(output: Path, files: Files) -> None:
         temporary.replace(output)
 
 
-def summary(files: Files) -> str:
-    """How many images of how many classes each split has."""
-    counts = {split: Counter(Path(name).parent for name in files if name.startswith(f"{split}/")) for split in SPLITS}
-    parts = [f"{split} {count.total()} images of {len(count)} classes" for split, count in counts.items() if count]
-    return ", ".join(parts)
-
-
 def sample(args: argparse.Namespace) -> None:
     """Choose, then write; or find the same sample in place."""
     output = args.output
@@ -155,6 +148,8 @@ def sample(args: argparse.Namespace) -> None:
         files, names = choose_source(args.source, args.classes, args.images, args.seed or 0)
     else:
         files, names = choose_digits(args.classes, args.images, args.size or 32)
+    counts = {split: Counter(Path(name).parent for name in files if name.startswith(f"{split}/")) for split in SPLITS}
+    shown = [f"{split} {count.total()} images of {len(count)} classes" for split, count in counts.items() if count]
     classes_txt = "".join(f"{name}\n" for name in names).encode()
     files["classes.txt"] = lambda: classes_txt
     if not filled:
@@ -162,7 +157,7 @@ def sample(args: argparse.Namespace) -> None:
         write(output, files)
     elif not holds(output, files):
         raise UserError(f"--output {output} holds something other than this sample; choose another or remove it")
-    print(f"{summary(files)}: {'already in' if filled else 'written to'} {output}")
+    print(f"{', '.join(shown)}: {'already in' if filled else 'written to'} {output}")
 
 
 def main() -> None:

@@ -47,10 +47,8 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
         pickled = path.read_bytes()[:1] == b"\x80" and "Unsupported operand" in str(error)
         if pickled or re.search(r"Unsupported (global|class)|Can only (build|set|create)|Trying to", str(error)):
             raise UserError(f"{path} holds pickled code and is not read; get the authors' own file") from error
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file; it is truncated, damaged or of "
-            "another kind, get it again"
-        ) from error
+        fault = f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file"
+        raise UserError(f"{fault}; it is truncated, damaged or of another kind, get it again") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds no tensors by name; give a state_dict() saved by itself")
     return {

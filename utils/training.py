@@ -200,10 +200,9 @@ class Training:
 
     def _resume(self, path: Path) -> None:
         position = load_state(path, self.cells, self.settings)
-        kept = position.pop("kept")
-        for name, value in position.items():
-            setattr(self, name, value)
-        for name, value in kept.items():
+        for name in ("epoch", "step", "totals", "rows", "best"):
+            setattr(self, name, position[name])
+        for name, value in position["kept"].items():
             if isinstance(value, dict):
                 self.kept[name].update(value)
             else:
