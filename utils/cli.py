@@ -62,15 +62,11 @@ def read_json(path: str | Path, remedy: str):
 class Interrupt:
     """Ctrl-C and SIGTERM: within `held()` the first is noted for the end of the step, otherwise they end the run.
 
-    Attributes:
-        asked: whether one has been noted.
-        hint: how to go on, for the message with which the run then ends.
+    `asked` says whether one has been noted, `hint` how to go on, in the message with which the run then ends.
     """
 
     def __init__(self):
-        self.asked = False
-        self.hint = ""
-        self.holding = False
+        self.asked, self.holding, self.hint = False, False, ""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -108,10 +104,7 @@ def check_writable(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; it takes the name `path` if the block succeeds, else it is removed.
-
-    UserError if the folder cannot be made or written.
-    """
+    """Yield a temporary name beside `path`, renamed if the block succeeds, else removed; UserError if not writable."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -124,10 +124,8 @@ def load_config(
     UserError for an unknown flag or key, a value of the wrong kind, a config file that cannot be read.
 
     Args:
-        settings: the table; `command`, or each of its `stages`, is one of the users in it.
-        default: the config file if `--config_path` does not name another.
-        stages: parts of the command, of which the flag `--stage` then chooses one.
-        config_aliases: other names of the flag `--config_path`.
+        settings: the table; `command`, or each of its `stages`, of which `--stage` chooses one, is a user in it.
+        default: the config file if `--config_path`, also called `config_aliases`, does not name another.
 
     Returns:
         a value for every setting that the command uses, `config_path`, `given`: the settings that stood on the command
@@ -198,10 +196,7 @@ def check_training(args: argparse.Namespace, checkpoint: str, warmup: str = "war
 def take_settings(
     args: argparse.Namespace, path: str | Path, told: Mapping, remedy: str = "leave it out, or give another file"
 ) -> None:
-    """Give `args` the settings that the file `path` tells, in `told`; other things that it tells do not count.
-
-    UserError if the command line has another value for one of them.
-    """
+    """Give `args` those settings among what the file `path` has `told`; UserError if a flag has another value."""
     for key in [key for key in told if key in args]:
         value = list(told[key]) if isinstance(told[key], tuple) else told[key]
         flag, now = args.given.get(key), getattr(args, key)

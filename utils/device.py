@@ -29,9 +29,7 @@ class Devices:
     """The devices that share a run: `count` of the kind `target`, such as "CPU"; this process has number `rank`."""
 
     def __init__(self, target: str = "CPU", rank: int = 0, count: int = 1):
-        self.target = target
-        self.rank = rank
-        self.count = count
+        self.target, self.rank, self.count = target, rank, count
         self._sum = SumOverDevices() if count > 1 else None
 
     def sum(self, numbers: Sequence[float] | np.ndarray) -> np.ndarray:

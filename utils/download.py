@@ -70,14 +70,9 @@ def fetch(url: str, part: Path) -> None:
 def download(url: str, path: Path, sha256: str | None = None) -> str:
     """Download `url` to `path` by way of `<path>.part`, which a later call resumes if this one breaks off.
 
-    UserError if the transfer fails, the hash is wrong or no hash, or `path` already is another file.
-
-    Args:
-        url: http://, https:// or file://.
-        sha256: expected digest, 64 hexadecimal digits or the first 8 or more of them; None: it is printed instead.
-
-    Returns:
-        the SHA-256 of `path` in lower-case hexadecimal digits.
+    `url` begins with http://, https:// or file://; `sha256` is the expected digest, 64 hexadecimal digits or the first
+    8 or more of them, or None: it is printed instead. Returns the digest in lower case. UserError if the transfer
+    fails, the hash is wrong or no hash, or `path` already is another file.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
         raise UserError(f"{sha256!r} is no SHA-256; give its 64 hexadecimal digits, or the first 8 or more of them")

@@ -46,10 +46,8 @@ def load_mindir(path: str | Path) -> nn.GraphCell:
 def read_manifest(path: Path, read: Callable[[dict], dict]) -> tuple[dict, int]:
     """What the manifest beside the exported MINDIR file `path` tells; `read` takes the model's own settings from it.
 
-    UserError if one of the files is missing, or damaged, or of another export.
-
-    Returns:
-        settings by their names, with `classes`, the class names or None, and the batch size, 0 for any.
+    Returns settings by their names, with `classes`, the class names or None, and the batch size, 0 for any. UserError
+    if one of the files is missing, or damaged, or of another export.
     """
     file = path.with_suffix(".json")
     for needed in (path, file):

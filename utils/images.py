@@ -103,8 +103,7 @@ class CorruptImages:
     """Called with the rows of images that cannot be read: names each once, or stops there if `strict`."""
 
     def __init__(self, folder: ImageFolder, strict: bool):
-        self.folder = folder
-        self.strict = strict
+        self.folder, self.strict = folder, strict
         self.rows: set[int] = set()
 
     def __call__(self, rows: Sequence[int]) -> None:
@@ -139,10 +138,7 @@ def open_split(
 
 
 def open_root(data_path: str | Path, num_classes: int, remedy: str) -> tuple[ImageFolder, ImageFolder]:
-    """The training and the validation images under the root `data_path`, which have the same classes.
-
-    UserError as `open_split`, or if one of the two is missing, or their classes differ.
-    """
+    """The training and the validation images of a root, as `open_split`; UserError, too, if their classes differ."""
     for split in ("train", "val"):
         if not (Path(data_path) / split).is_dir():
             raise UserError(f"{data_path} has no {split}/; set --data_path to a root that has train/ and val/")
@@ -180,10 +176,7 @@ class Batch:
 
 
 def filled(batch: Batch, batch_size: int, folder: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a `batch` of training: others take the places of those that cannot be read.
-
-    UserError if none can be.
-    """
+    """Images and labels of a `batch`: others take the places of those that cannot be read; UserError if none can be."""
     if not len(batch.rows):
         path = folder.paths[batch.corrupt[0]]
         raise UserError(f"no image of a whole batch can be read, the first is {path}; is the data set damaged?")
@@ -225,10 +218,8 @@ class Loader(contextlib.AbstractContextManager):
     they share with this process, and end with it, however it ends; Ctrl-C is left to this process. (MindSpore's own
     pipeline would take over the process's signals, and Ctrl-C would end a training without saving it.)
 
+    `view` makes (path, row, epoch) float32 of `shape`, (3, S, S); whatever it draws it must draw from these three.
     UserError if the processes, or the memory for the batches, are not to be had.
-
-    Args:
-        view: (path, row, epoch) to float32 of `shape`, (3, S, S). Whatever it draws it must draw from these three.
     """
 
     def __init__(self, folder: ImageFolder, view: View, shape: tuple[int, int, int], batch_size: int, num_workers: int):

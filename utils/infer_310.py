@@ -58,10 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare(path: Path, resize: int, crop: int, interpolation: str) -> np.ndarray:
-    """The image file `path` as float32 (3, crop, crop): the centre of its resized square, normalised.
-
-    Raises one of `utils.images.UNREADABLE` for what is no image.
-    """
+    """The centre of an image file's resized square, normalised, float32 (3, crop, crop); UNREADABLE if it is none."""
     with Image.open(path) as image:
         square = image.convert("RGB").resize((resize, resize), FILTERS[interpolation])
     edge = round((resize - crop) / 2)
@@ -108,10 +105,7 @@ class Network:
 
 
 def begin(args: argparse.Namespace, images: Path) -> None:
-    """Make the result folder ready: remove an earlier run's results, or with --resume see that they are of this one.
-
-    `images` is the folder that holds the class folders. UserError if they are not.
-    """
+    """Remove an earlier run's results; with --resume keep them, or UserError if they are of other settings."""
     folder = args.output_dir / RESULTS
     old = [path for path in folder.iterdir() if path.name.endswith(ENDING)]
     model = args.model_path.stat()

@@ -16,14 +16,10 @@ from utils.cli import UserError, whole_file
 
 
 class TopKAccuracy:
-    """Top-k accuracy over any number of batches.
+    """Top-k accuracy over any number of batches: `correct` hits for each k, int64 (len(ks),), in `total` images so far.
 
     A label counts as among the first k if it is so in `np.argsort(-logits, kind="stable")`: of equal logits the class
     with the smaller number comes first. With fewer than k classes every label counts.
-
-    Attributes:
-        correct: number of hits so far for each k, int64 (len(ks),).
-        total: number of images so far.
     """
 
     def __init__(self, ks: Sequence[int] = (1, 5)):

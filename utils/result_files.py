@@ -51,14 +51,6 @@ def write_labels() -> None:
     print(f"{args.output}: labels of {len(labels)} images")
 
 
-def read_labels(path: Path) -> dict[str, int]:
-    """The content of a label file, image name to label; UserError if it cannot be read or is no such file."""
-    labels = read_json(path, "make it with preprocess.py")
-    if not isinstance(labels, dict) or not labels or not all(type(n) is int and n >= 0 for n in labels.values()):
-        raise UserError(f"{path} is not a list of image names with their labels; make it again with preprocess.py")
-    return labels
-
-
 def read_logits(path: Path) -> np.ndarray:
     """The logits in a result file, float32 (K,); UserError if it cannot be read, is empty or cut, or holds a NaN."""
     content = read_file(path, "run the inference again")
@@ -105,7 +97,10 @@ def print_accuracy(line: Callable[[int, int, int], str]) -> int:
     parser.add_argument("--label_file", default="imagenet_label.json", help=what)
     args = parser.parse_args()
 
-    labels = read_labels(Path(args.label_file))
+    labels = read_json(args.label_file, "make it with preprocess.py")
+    if not isinstance(labels, dict) or not labels or not all(type(n) is int and n >= 0 for n in labels.values()):
+        fault = f"{args.label_file} is not a list of image names with their labels"
+        raise UserError(f"{fault}; make it again with preprocess.py")
     folder = Path(args.result_dir)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; run the inference first, or set --result_dir")
@@ -117,7 +112,7 @@ def print_accuracy(line: Callable[[int, int, int], str]) -> int:
         print(line(k, correct, metric.total), flush=True)
     missing, surplus = sorted(labels.keys() - results.keys()), sorted(results.keys() - labels.keys())
     for names, fault in ((missing, f"of {len(labels)} images have no result"), (surplus, "results belong to no image")):
-        few = ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])
+        few = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         if names:
             print(f"warning: {len(names)} {fault} and are not counted: {few}", file=sys.stderr)
     return INCOMPLETE if missing or surplus else 0

@@ -91,10 +91,7 @@ def choose_digits(classes: int | None, images: int | None, size: int) -> tuple[F
 
 
 def choose_source(source: Path, classes: int, images: int, seed: int) -> tuple[Files, list[str]]:
-    """A choice from an ImageNet tree, the same for the same seed, and all class names of the tree in label order.
-
-    UserError if there is no such tree, or fewer classes or images than asked for.
-    """
+    """A choice from an ImageNet tree, drawn with `seed`, and all class names in label order; UserError if too few."""
     folders = {split: ImageFolder(source / split) for split in SPLITS if (source / split).is_dir()}
     if not folders:
         raise UserError(f"--source {source} has neither train/ nor val/; give the folder that holds them")
@@ -161,6 +158,7 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Read the command line and make the sample."""
     args = parse_arguments()
     try:
         sample(args)

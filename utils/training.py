@@ -30,10 +30,8 @@ NEW_HEAD = "add --finetune to start with a new classifier"
 def begin(args: argparse.Namespace, script: str) -> int | None:
     """Look at what can be wrong before any work is done, and start the processes of the other devices.
 
-    UserError if there is no training state to go on from, or `output_dir` cannot be written.
-
-    Returns:
-        None if this process is to train, else the exit status to leave with.
+    Returns None if this process is to train, else the exit status to leave with. UserError if there is no training
+    state to go on from, or `output_dir` cannot be written.
     """
     if args.resume is not None and not is_worker():
         read_state(args.resume)
@@ -52,7 +50,7 @@ def open_images(
 ) -> tuple[ImageFolder, ImageFolder]:
     """The training and the validation images; `args` get what the checkpoint to start from says of the network.
 
-    UserError if the images or the settings contradict that checkpoint or each other, or do not fill a step.
+    UserError if images or settings contradict that checkpoint or each other, or do not fill a step.
 
     Args:
         path, told: that checkpoint and what it tells; nothing where there is none.
@@ -162,9 +160,8 @@ class Training:
 
     Attributes:
         epoch, step: the current epoch and the number of its steps that are done, both from 0.
-        totals: what `add` has summed over the steps of the epoch.
-        rows: of `metrics.csv`. best: the figures of the best epoch so far, or None.
-        interrupt: Ctrl-C. steps_per_epoch: an incomplete last one is left out.
+        totals: what `add` has summed over the steps of the epoch. rows: of `metrics.csv`.
+        best: the figures of the best epoch so far, or None. interrupt: Ctrl-C.
         beside: called when the state is saved, on the first device, to write what belongs beside it.
     """
 
@@ -180,9 +177,7 @@ class Training:
         settings: Mapping = {},
         kept: Mapping = {},
     ):
-        self.args = args
-        self.devices = devices
-        self.images = images
+        self.args, self.devices, self.images = args, devices, images
         self.cells = (*networks, *optimizers)
         self.output = Path(args.output_dir)
         self.best_files = [self.output / name for name in best]
@@ -250,10 +245,7 @@ class Training:
                 self._leave(f"step {self.step} of epoch {self.epoch + 1}")
 
     def add(self, interrupt: bool, shown: Mapping[str, str] = {}, **numbers: float) -> None:
-        """Count a step: `numbers` are added to `totals`, progress has `shown` beside the mean loss.
-
-        `interrupt`: some device asks to stop.
-        """
+        """Add a step's `numbers` to `totals`; `interrupt`: a device asks to stop; `shown`: beside the loss in progress."""
         for name, number in numbers.items():
             self.totals[name] = self.totals.get(name, 0) + number
         self.shown = shown
@@ -287,10 +279,7 @@ class Training:
         return (self.epoch + 1) % self.args.eval_every == 0 or self.epoch + 1 == self.args.epochs
 
     def keep_best(self, figures: Mapping, save: Callable[[], None], by: Sequence[str] = ("top1",)) -> str:
-        """Call `save` on the first device if no epoch so far has better `figures`, by those named in `by`, in order.
-
-        Returns what the line says of it.
-        """
+        """Unless an epoch had better `figures`, by those in `by`, `save`, on one device; returns what the line says."""
         if self.best is not None and [figures[name] for name in by] < [self.best[name] for name in by]:
             return ""
         self.best = {"epoch": self.epoch + 1, **figures}
