@@ -51,9 +51,8 @@ def load_network(network: DDRNet23, path: str, finetune: bool = False) -> list[s
     Raises:
         UserError: unreadable file, or a missing, surplus or misshapen parameter.
     """
-    remedy = "set --num_classes to the file's, or, in training, --finetune to start with a new head"
     left_out = HEAD if finetune else ()
-    return load_strictly(network.get_parameters(), path, KIND, kind_of, dict.fromkeys(HEAD, remedy), left_out=left_out)
+    return load_strictly(network.get_parameters(), path, KIND, kind_of, left_out=left_out)
 
 
 def record_of(path: str) -> dict:
