@@ -18,7 +18,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 import utils  # noqa: F401  (sets the environment before any test imports mindspore)
 
 # isort: split
+import cv2  # noqa: F401  (this one and the next set variables, which must not look as if a test had set them)
 import mindspore
+import sklearn  # noqa: F401
 from fork_server import ForkServer
 
 # Once something has run, MindSpore allows the device that has been set only, and none if it has not been set.

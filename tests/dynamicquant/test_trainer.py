@@ -364,7 +364,7 @@ def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(ea
     epochs = ((0, 5, 1), (4, 3, 2), (2, 4, 3), (0, 5, 3), (2, 3, 5), (3, 3, 5))
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with evaluation_loader(folder, args) as loader:
-        training = Training(args, ONE_DEVICE, loader, 4, [network], [], ["best.ckpt"])
+        training = Training(args, ONE_DEVICE, (loader, loader), 4, [network], [], ["best.ckpt"])
         for (label, bits, wanted), epoch in zip(epochs, training.epochs()):
             network.fc.bias.set_data(Tensor(np.eye(tiny.CLASSES, dtype=np.float32)[label]))
             network.fc2.bias.set_data(Tensor(np.eye(3, dtype=np.float32)[bits - 3]))
