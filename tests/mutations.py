@@ -42,7 +42,7 @@ utils/training.py: the worst epoch is kept instead of the best: utils/test_train
 utils/training.py: a resumed training begins its epoch anew: utils/test_training.py
 - for name in ("epoch", "step", "totals", "rows", "best"):
 + for name in ("epoch", "totals", "rows", "best"):
-utils/images.py: every epoch has the same order of images: utils/test_images.py drnet/test_dataset.py
+utils/images.py: every epoch has the same order of images: utils/test_images.py
 - np.random.default_rng([seed, epoch, 0])
 + np.random.default_rng([seed, 0])
 utils/launcher.py: Ctrl-C ends a run on several devices with status 0: utils/test_launcher.py
@@ -228,7 +228,7 @@ def main() -> int:
     args = parser.parse_args()
     chosen = mutations()
     if args.only is not None:
-        chosen = {n: m for n, m in chosen.items() if any(x == str(n) or x in str(m) for x in args.only)}
+        chosen = {n: m for n, m in chosen.items() if any(x == str(n) if x.isdigit() else x in str(m) for x in args.only)}
     if not chosen:
         raise UserError(f"no mutation has anything of {' '.join(args.only)}; see --list")
     if args.list:
