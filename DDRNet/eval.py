@@ -34,7 +34,7 @@ def main() -> int:
     else:
         told = record_of(args.pretrained)
     take_settings(args, args.pretrained, told)
-    folder = open_split(args.data_url, "val", args.num_classes)
+    folder = open_split(args.data_url, "val", args.num_classes, "give a checkpoint of {} classes")
     check_classes(args.pretrained, told.get("classes"), folder)
     args.batch_size = batch_size or min(args.batch_size, len(folder))
     check_writable(args.output_dir)

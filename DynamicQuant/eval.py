@@ -36,6 +36,7 @@ def main() -> None:
         )
     if args.sample_gumbel and not architecture.decisions:
         raise UserError(f"{args.ckpt_path} has fixed bits, there is nothing to sample; leave out --sample_gumbel")
+    told["resize_size"] = args.resize_size or told["resize_size"]  # the one thing that may be another than in training
     take_settings(args, args.ckpt_path, told)
     args.image_size = architecture.image_size
     check_crop(args.image_size, args.resize_size)

@@ -36,6 +36,7 @@ def main() -> None:
             f"{args.ckpt_path} chooses the bits of every layer by itself, so it has no back part of one bit-width to "
             "export; train with --granularity image"
         )
+    told["resize_size"] = args.resize_size or told["resize_size"]  # the one thing that may be another than in training
     take_settings(args, args.ckpt_path, told)
     check_crop(architecture.image_size, args.resize_size)
     device = set_device(args.device_target, args.device_id)

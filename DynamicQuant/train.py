@@ -23,8 +23,6 @@ from src.resnet import FLOAT, Architecture, ResNet
 from src.trainer import DynamicLoss, TrainOneStep, even_controller, learning_rates, make_optimizer, step_noise
 
 QUANTIZER = ("quant", "target_bits", "num_bits", "granularity")
-# An epoch whose mean bits exceed the budget by more than this is best only if no other epoch keeps to it.
-TOLERANCE = 0.05
 
 
 def main() -> int:
@@ -117,9 +115,7 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
             row |= tested.figures(architecture)
             line += f"; validation loss {row['val_loss']:.4f}, top-1 {row['top1']:.2%}, top-5 {row['top5']:.2%}"
             line += f", {row['bits']:.2f} bits" if dynamic else ""
-            within = not dynamic or row["bits"] <= args.bit_budget + TOLERANCE
-            figures = {"top1": row["top1"], "top5": row["top5"], "loss": row["val_loss"], "within_budget": within}
-            figures |= {"mean_bits": tested.mean_bits(architecture.bits)} if architecture.bits else {}
+            figures = tested.best_figures(architecture, args.bit_budget if dynamic else None)
             line += training.keep_best(figures, keep, by=("within_budget", "top1"))
         training.tell(row, line)
     return training.finish(stage=args.stage)

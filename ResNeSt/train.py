@@ -38,7 +38,8 @@ def main() -> int:
         told = record_of(args.ckpt_path)
     train_folder, val_folder = open_images(args, start, told, args.finetune)
     for size in ("image_size", "resize_size"):  # one may well train for another size than the checkpoint's
-        setattr(args, size, getattr(args, size) or told.get(size))
+        if getattr(args, size) is None or (args.resume is not None and size not in args.given):
+            setattr(args, size, told.get(size))
     set_sizes(args, warn=False)
     # The reading processes come before anything that starts threads.
     with (

@@ -20,14 +20,14 @@ NO_MEMORY = "exceeds current available memory"  # in MindSpore's refusal of a fi
 def read_checkpoint(path: str | Path) -> dict:
     """The content of a MindSpore checkpoint: parameter name to Parameter, and whatever text was stored beside them.
 
-    Raises:
-        UserError: no such file, or not a readable checkpoint.
+    UserError if there is no such file, or it is not a readable checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; put the file there or name another one")
     if path.suffix != ".ckpt":
         raise UserError(f"{path} does not end in .ckpt; MindSpore reads checkpoints under that ending only")
+    size = path.stat().st_size
     try:
         with _quiet():
             try:
@@ -35,28 +35,28 @@ def read_checkpoint(path: str | Path) -> dict:
             except ValueError as error:
                 if NO_MEMORY not in str(error):
                     raise
-                _reclaim_memory(2 * path.stat().st_size)
+                # MindSpore takes the kernel's cache of files for memory in use, and on a machine that has just read a
+                # data set that is nearly all of it. The cache gives up what is written to here.
+                if psutil.virtual_memory().available > 2 * size:
+                    np.ones(2 * size, np.uint8)
                 return ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # MindSpore takes Ctrl-C for a damaged file
             raise error.__cause__ from None
+        fault = f"not enough free memory to read {path} ({size} bytes)"
         if NO_MEMORY in str(error):
-            raise UserError(
-                f"not enough free memory to read {path} ({path.stat().st_size} bytes); end other programs and try again"
-            ) from error
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged "
-            f"or of another kind, get it again ({' '.join(str(error).split())[:120]})"
-        ) from error
+            raise UserError(f"{fault}; end other programs and try again") from error
+        fault = (
+            f"{path} ({size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged or of another"
+        )
+        raise UserError(f"{fault} kind, get it again ({' '.join(str(error).split())[:120]})") from error
 
 
 def read_record(path: str | Path) -> dict:
     """What the checkpoint `path` tells about itself, as `save_checkpoint` was given it; empty where it tells nothing.
 
     A record holds settings by their names, such as `image_size`, and `classes`, the class names in label order.
-
-    Raises:
-        UserError: unreadable, or no such record.
+    UserError if the file or its record is unreadable.
     """
     return record_in(read_checkpoint(path), path)
 
@@ -72,16 +72,6 @@ def record_in(content: Mapping, path: str | Path) -> dict:
     return record
 
 
-def _reclaim_memory(size: int) -> None:
-    """Make `size` bytes of memory free, if so much can be had.
-
-    MindSpore takes the kernel's cache of files for memory in use, and on a machine that has just read a data set that
-    is nearly all of it. The cache gives up what is written to here.
-    """
-    if psutil.virtual_memory().available > size:
-        np.ones(size, np.uint8)
-
-
 def load_strictly(
     parameters: Iterable[ms.Parameter],
     path: str | Path,
@@ -91,20 +81,14 @@ def load_strictly(
     left_out: Iterable[str] = (),
     prefix: str = "",
 ) -> list[str]:
-    """Load every one of `parameters` from the checkpoint `path`.
+    """Load every one of `parameters` from the checkpoint `path`; UserError if one is missing, surplus or misshapen.
 
     Args:
         wanted: what the file should be, in words ("a DRNet classifier").
         kind_of: says what a set of parameter names looks like, in words.
         remedies: what to do when the parameter of that name has another shape than the network's.
-        left_out: parameters that keep their values, whatever the file holds under their names.
+        left_out: parameters that keep their values, whatever the file holds under their names; they are returned.
         prefix: what the names of `parameters` have in front of those in the file; messages give the latter.
-
-    Returns:
-        The names of the parameters that were left out.
-
-    Raises:
-        UserError: unreadable file, or a missing, surplus or misshapen parameter.
     """
     left_out = list(left_out)
     stored = {name: value for name, value in read_checkpoint(path).items() if isinstance(value, ms.Parameter)}
@@ -114,18 +98,16 @@ def load_strictly(
     parameters = {name: parameter for name, parameter in parameters.items() if name in stored and name not in left_out}
     misshapen = [name for name in parameters if stored[name].shape != parameters[name].shape]
     if missing or surplus:
-        parts = [some_of("missing", missing), some_of("surplus", surplus)]
-        raise UserError(
-            f"{path} does not hold {wanted} but looks like {kind_of(set(stored))} ({', '.join(filter(None, parts))}); "
-            f"give the file of {wanted}"
-        )
+        odd = ", ".join(filter(None, [some_of("missing", missing), some_of("surplus", surplus)]))
+        fault = f"{path} does not hold {wanted} but looks like {kind_of(set(stored))} ({odd})"
+        raise UserError(f"{fault}; give the file of {wanted}")
     if misshapen:
         name = misshapen[0]
-        remedy = remedies.get(name, f"give a file of {wanted} with the same settings")
-        raise UserError(
-            f"{path}: {len(misshapen)} parameters have another shape, first {name}: {stored[name].shape} in the file, "
-            f"{parameters[name].shape} in the network; {remedy}"
+        fault = (
+            f"{path}: {len(misshapen)} parameters have another shape, first {name}: {stored[name].shape} in the file"
         )
+        remedy = remedies.get(name, f"give a file of {wanted} with the same settings")
+        raise UserError(f"{fault}, {parameters[name].shape} in the network; {remedy}")
     for name, parameter in parameters.items():
         parameter.set_data(stored[name].astype(parameter.dtype))
     return left_out
@@ -141,10 +123,7 @@ def save_checkpoint(
 ) -> None:
     """Write the parameters, their names without `prefix`, and the `record` to `path`, whole or not at all.
 
-    A checksum goes with them, so that damage is noticed when the file is read.
-
-    Raises:
-        UserError: the file cannot be written.
+    A checksum goes with them, so that damage is noticed when the file is read. UserError if it cannot be written.
     """
     rows = [{"name": parameter.name.removeprefix(prefix), "data": parameter} for parameter in parameters]
     texts = {RECORD: json.dumps(record)} if record else {}
@@ -157,11 +136,7 @@ def save_checkpoint(
 
 
 def copy_best(source: Path, target: Path) -> None:
-    """Copy the best checkpoint of a run that is resumed to where the resuming one keeps its own, if that is elsewhere.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """Copy the best checkpoint of a resumed run to where the resuming one keeps its own; UserError if there is none."""
     if not source.is_file():
         raise UserError(f"{source}, the best checkpoint of that run, is missing; keep it beside its resume.ckpt")
     if source.resolve() != target.resolve():

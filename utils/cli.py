@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -42,16 +42,19 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
-def read_json(path: str | Path, remedy: str):
-    """The content of a JSON file.
-
-    Raises:
-        UserError: it cannot be read or is not valid; `remedy` says what to do.
-    """
+def read_file(path: str | Path, remedy: str) -> bytes:
+    """The content of a file; UserError with this `remedy` if it cannot be read."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+
+
+def read_json(path: str | Path, remedy: str):
+    """The content of a JSON file; UserError with this `remedy` if it cannot be read or is not valid."""
+    content = read_file(path, remedy)
+    try:
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
 
@@ -59,15 +62,11 @@ def read_json(path: str | Path, remedy: str):
 class Interrupt:
     """Ctrl-C and SIGTERM: within `held()` the first is noted for the end of the step, otherwise they end the run.
 
-    Attributes:
-        asked: whether one has been noted.
-        hint: how to go on, for the message with which the run then ends.
+    `asked` says whether one has been noted, `hint` how to go on, in the message with which the run then ends.
     """
 
     def __init__(self):
-        self.asked = False
-        self.hint = ""
-        self.holding = False
+        self.asked, self.holding, self.hint = False, False, ""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -84,20 +83,17 @@ class Interrupt:
         finally:
             self.holding = False
 
-    def hold_while(self, work: Callable[[], object]) -> None:
-        """Do `work` held, and end the run after it if that has been asked for meanwhile."""
+    def hold_while(self, work: Callable[[], Any]) -> Any:
+        """The result of `work`, done held; the run ends after it if that has been asked for meanwhile."""
         with self.held():
-            work()
+            result = work()
         if self.asked:
             raise KeyboardInterrupt(*filter(None, [self.hint]))
+        return result
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make the folder if need be and see whether a file can be written there, before long work is done.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Make the folder if need be; UserError if no file can be written there, before long work is done."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -108,11 +104,7 @@ def check_writable(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; it takes the name `path` if the block succeeds, else it is removed.
-
-    Raises:
-        UserError: the folder cannot be made or written.
-    """
+    """Yield a temporary name beside `path`, renamed if the block succeeds, else removed; UserError if not writable."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

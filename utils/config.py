@@ -5,10 +5,11 @@ that is a mapping holds one value per command or training stage.
 """
 
 import argparse
+import contextlib
 import difflib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -22,14 +23,11 @@ def number(kind: type, holds: Callable, words: str) -> Callable:
     """A reader of numbers of `kind` (int or float) for which `holds` is true; `words` describe them."""
 
     def read(text):
-        try:
-            value = float(str(text))
-            value = int(str(text)) if kind is int and not value.is_integer() else kind(value)
-        except (ValueError, OverflowError):
-            value = None
-        if value is None or not holds(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {words}")
-        return value
+        with contextlib.suppress(ValueError, OverflowError):
+            value = kind(float(str(text)))
+            if value == float(str(text)) and holds(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {words}")
 
     return read
 
@@ -85,35 +83,30 @@ def run_settings(
 ) -> dict[str, Setting]:
     """The settings that mean the same in every model: data, devices, results, and the run of a training.
 
-    Args:
-        training, reading, everything: those who train, who read images, and all. distributed: who takes several
-            devices. data_path, num_workers: what the model calls these two, its own name first.
+    `training`, `reading`, `everything`, `distributed`: the commands or stages that train, read images, run at all, and
+    take several devices. `data_path`, `num_workers`: what the model calls these two, its own name first.
     """
-    device = "device; auto: Ascend if there is one, else GPU, else CPU"
+    free = partial(Setting, free=True)
+    data = "ImageNet root with train/ and val/; for eval.py a single split will do"
     workers = "processes that read images; 0: one per core, shared by the devices"
+    device = "device; auto: Ascend if there is one, else GPU, else CPU"
     address = "address of the first server, which the others can reach"
     return {
-        data_path[0]: Setting(
-            "ImageNet root with train/ and val/; for eval.py a single split will do",
-            str,
-            reading,
-            aliases=data_path[1:],
-            free=True,
-        ),
-        num_workers[0]: Setting(workers, natural, reading, aliases=num_workers[1:], free=True),
-        "strict": Setting("stop at the first image that cannot be read", yes_no, reading, free=True),
+        data_path[0]: free(data, str, reading, aliases=data_path[1:]),
+        num_workers[0]: free(workers, natural, reading, aliases=num_workers[1:]),
+        "strict": free("stop at the first image that cannot be read", yes_no, reading),
         "seed": Setting("seed of every random draw", seed, reading),
-        "device_target": Setting(device, str, everything, DEVICES, free=True),
-        "device_id": Setting("number of the device", natural, everything, free=True),
-        "device_num": Setting("devices of this server to run on", positive, distributed, free=True),
-        "rank_table_file": Setting("HCCL rank table of the devices, for Ascend", optional(str), distributed, free=True),
-        "server_num": Setting("servers that run the same command together", positive, distributed, free=True),
-        "server_rank": Setting("number of this server among them, from 0", natural, distributed, free=True),
-        "master_addr": Setting(address, optional(str), distributed, free=True),
-        "master_port": Setting("a free port there", port, distributed, free=True),
-        "output_dir": Setting("folder for everything written", str, everything, free=True),
-        "eval_every": Setting("epochs between two evaluations", positive, training, free=True),
-        "resume": Setting("training state (resume.ckpt) to go on from", optional(str), training, free=True),
+        "device_target": free(device, str, everything, DEVICES),
+        "device_id": free("number of the device", natural, everything),
+        "device_num": free("devices of this server to run on", positive, distributed),
+        "rank_table_file": free("HCCL rank table of the devices, for Ascend", optional(str), distributed),
+        "server_num": free("servers that run the same command together", positive, distributed),
+        "server_rank": free("number of this server among them, from 0", natural, distributed),
+        "master_addr": free(address, optional(str), distributed),
+        "master_port": free("a free port there", port, distributed),
+        "output_dir": free("folder for everything written", str, everything),
+        "eval_every": free("epochs between two evaluations", positive, training),
+        "resume": free("training state (resume.ckpt) to go on from", optional(str), training),
     }
 
 
@@ -128,75 +121,64 @@ def load_config(
 ) -> argparse.Namespace:
     """The settings of `command` ("eval", "export", …) from the config file and the command line.
 
+    UserError for an unknown flag or key, a value of the wrong kind, a config file that cannot be read.
+
     Args:
-        settings: the table; `command`, or each of its `stages`, is one of the users in it.
-        default: the config file if `--config_path` does not name another.
-        stages: parts of the command, of which the flag `--stage` then chooses one.
-        config_aliases: other names of the flag `--config_path`.
+        settings: the table; `command`, or each of its `stages`, of which `--stage` chooses one, is a user in it.
+        default: the config file if `--config_path`, also called `config_aliases`, does not name another.
 
     Returns:
         a value for every setting that the command uses, `config_path`, `given`: the settings that stood on the command
         line, as a dict of name to the flag used, and `fixed`: the names of those that are not free.
-
-    Raises:
-        UserError: an unknown flag or key, a value of the wrong kind, a config file that cannot be read.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    config_flags = [f"--{name}" for name in ("config_path", *config_aliases)]
-    first = Parser(add_help=False, allow_abbrev=False, prog=f"{command}.py")
+    prog = f"{command}.py"
+    first = Parser(prog=prog, add_help=False, allow_abbrev=False)
     first.set_defaults(given={})
-    first.add_argument(*config_flags, default=str(default), action=Store)
+    config = {"default": str(default), "action": Store, "help": "YAML file with the settings (default: %(default)s)"}
+    first.add_argument(*(f"--{name}" for name in ("config_path", *config_aliases)), **config)
     if stages:
-        first.add_argument("--stage", choices=stages)
+        stage = first.add_argument("--stage", choices=stages, help="part of the training to run")
     known, _ = first.parse_known_args(argv)
-    path = Path(known.config_path)
-    users = stages or (command,)
+    path, users = Path(known.config_path), stages or (command,)
     values = _read(path, settings, users, default)
 
-    parser = Parser(prog=f"{command}.py", description=description, allow_abbrev=False)
-    parser.set_defaults(given={})
-    parser.add_argument(
-        *config_flags, default=str(default), action=Store, help="YAML file with the settings (default: %(default)s)"
-    )
     if stages:
-        parser.add_argument("--stage", choices=stages, required=True, help="part of the training to run")
+        stage.required = True
         users = (known.stage,) if known.stage else users
-    for key, setting in settings.items():
-        own_users = [user for user in users if user in setting.users]
-        if not own_users:
-            continue
-        defaults = {user: _checked(key, setting, values, user, settings, path) for user in own_users}
-        value = defaults[own_users[0]]
-        shown = _words(value)
-        if any(other != value for other in defaults.values()):
-            shown = ", ".join(f"{user} {_words(other)}" for user, other in defaults.items())
-        options = {"default": value, "help": f"{setting.help} (default: {shown})".replace("%", "%%"), "action": Store}
-        flags = [f"--{name}" for name in (key, *setting.aliases)]
-        if setting.kind is yes_no:
-            parser.add_argument(*flags, type=yes_no, nargs="?", const=True, metavar="BOOL", **options)
-        else:
-            parser.add_argument(
-                *flags,
-                type=setting.kind,
-                nargs="+" if setting.many else None,
-                choices=setting.choices,
-                metavar=None if setting.choices else key.upper(),
-                **options,
-            )
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, parents=[first])
+    used = {key: setting for key, setting in settings.items() if set(users) & set(setting.users)}
+    for key, setting in used.items():
+        own = [user for user in users if user in setting.users]
+        _add_flag(parser, key, setting, {user: _checked(key, setting, values, user, settings, path) for user in own})
     args = parser.parse_args(argv)
-    args.fixed = [key for key, setting in settings.items() if set(users) & set(setting.users) and not setting.free]
-    args.fixed += ["stage"] if stages else []
+    args.fixed = [key for key, setting in used.items() if not setting.free] + (["stage"] if stages else [])
     return args
 
 
+def _add_flag(parser: Parser, key: str, setting: Setting, defaults: Mapping[str, object]) -> None:
+    """The flag of a setting, whose `defaults` are those of each user."""
+    value, *others = defaults.values()
+    shown = _words(value)
+    if any(other != value for other in others):
+        shown = ", ".join(f"{user} {_words(other)}" for user, other in defaults.items())
+    kind: dict = {"nargs": "+" if setting.many else None, "choices": setting.choices}
+    kind["metavar"] = None if setting.choices else key.upper()
+    if setting.kind is yes_no:
+        kind = {"nargs": "?", "const": True, "metavar": "BOOL"}
+    parser.add_argument(
+        *(f"--{name}" for name in (key, *setting.aliases)),
+        type=setting.kind,
+        default=value,
+        action=Store,
+        help=f"{setting.help} (default: {shown})".replace("%", "%%"),
+        **kind,
+    )
+
+
 def check_training(args: argparse.Namespace, checkpoint: str, warmup: str = "warmup_epochs") -> None:
-    """Check the settings of a training that every model has against each other.
+    """UserError if settings of a training that every model has do not go together.
 
-    Args:
-        checkpoint, warmup: what the model calls the checkpoint to start from, and the epochs of warm-up.
-
-    Raises:
-        UserError: they do not go together.
+    `checkpoint` and `warmup` are what the model calls the checkpoint to start from, and the epochs of warm-up.
     """
     if args.batch_size < 2:
         raise UserError("--batch_size must be at least 2 in training, or BN has nothing to learn a variance from")
@@ -212,25 +194,14 @@ def check_training(args: argparse.Namespace, checkpoint: str, warmup: str = "war
 
 
 def take_settings(
-    args: argparse.Namespace,
-    path: str | Path,
-    told: Mapping[str, object],
-    remedy: str = "leave it out, or give another file",
+    args: argparse.Namespace, path: str | Path, told: Mapping, remedy: str = "leave it out, or give another file"
 ) -> None:
-    """Give `args` the settings that the file `path` tells, in `told`; other things that it tells do not count.
-
-    Raises:
-        UserError: the command line has another value for one of them.
-    """
-    for key, value in told.items():
-        if key not in args:
-            continue
-        flag = args.given.get(key)
-        value = list(value) if isinstance(value, tuple) else value
-        if flag and getattr(args, key) not in (None, value):
-            raise UserError(
-                f"{flag} {_words(getattr(args, key))} contradicts {path}, which has {_words(value)}; {remedy}"
-            )
+    """Give `args` those settings among what the file `path` has `told`; UserError if a flag has another value."""
+    for key in [key for key in told if key in args]:
+        value = list(told[key]) if isinstance(told[key], tuple) else told[key]
+        flag, now = args.given.get(key), getattr(args, key)
+        if flag and now not in (None, value):
+            raise UserError(f"{flag} {_words(now)} contradicts {path}, which has {_words(value)}; {remedy}")
         setattr(args, key, value)
 
 
@@ -249,10 +220,10 @@ class Store(argparse.Action):
 def _read(path: Path, settings: Mapping[str, Setting], users: tuple[str, ...], default: Path) -> dict:
     """The content of the file, under the settings' first names."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; set --config_path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a list of `key: value` lines")
@@ -275,7 +246,7 @@ def _checked(key: str, setting: Setting, values: dict, user: str, settings: Mapp
     """The value for `user`, read as the command line would."""
     value = values.get(key)
     if isinstance(value, dict):
-        known = {user for setting in settings.values() for user in setting.users}
+        known = {user for one in settings.values() for user in one.users}
         if unknown := set(value) - known:
             raise UserError(f"{path}: {key} knows {', '.join(sorted(known))}, not {', '.join(map(str, unknown))}")
         if user not in value:
@@ -283,7 +254,7 @@ def _checked(key: str, setting: Setting, values: dict, user: str, settings: Mapp
         value = value[user]
     elif user in setting.own:
         return setting.own[user]
-    items = value if setting.many and isinstance(value, list) else [value]
+    items = value if isinstance(value, list) else [value]
     if setting.many != isinstance(value, list) or any(isinstance(item, dict | list) for item in items):
         raise UserError(f"{path}: {key} takes {'a list of values' if setting.many else 'one value'}, not {value}")
     try:

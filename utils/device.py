@@ -26,16 +26,10 @@ class SumOverDevices(nn.Cell):
 
 
 class Devices:
-    """The devices that share a run.
-
-    Attributes:
-        target: what they are, such as "CPU"; rank: the number of this process's own; count: how many there are.
-    """
+    """The devices that share a run: `count` of the kind `target`, such as "CPU"; this process has number `rank`."""
 
     def __init__(self, target: str = "CPU", rank: int = 0, count: int = 1):
-        self.target = target
-        self.rank = rank
-        self.count = count
+        self.target, self.rank, self.count = target, rank, count
         self._sum = SumOverDevices() if count > 1 else None
 
     def sum(self, numbers: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -60,14 +54,7 @@ ONE_DEVICE = Devices()
 
 
 def join_devices(args: argparse.Namespace) -> Devices:
-    """Take this process's device, and join the other processes of the run if there are any.
-
-    Args:
-        args: the settings `device_target` and `device_id`.
-
-    Raises:
-        UserError: as `set_device`.
-    """
+    """Take this process's device, as `set_device`, and join the other processes of the run if there are any."""
     if not is_worker():
         return Devices(set_device(args.device_target, args.device_id))
     target = set_device(args.device_target)
@@ -76,25 +63,16 @@ def join_devices(args: argparse.Namespace) -> Devices:
 
 
 def set_device(device_target: str, device_id: int | None = None) -> str:
-    """Make `device_target` MindSpore's device, in graph mode; "auto" takes Ascend, else GPU, else CPU.
+    """Make `device_target` MindSpore's device, in graph mode, and return its name; UserError if it is not there.
 
-    Args:
-        device_id: number of the device; None leaves it to MindSpore, which gives each process of a run its own.
-
-    Returns:
-        The name of the device taken.
-
-    Raises:
-        UserError: the device is not there.
+    "auto" takes Ascend, else GPU, else CPU. Without `device_id` MindSpore gives each process of a run its own device.
     """
     available = [name for name in DEVICES[1:] if ms.hal.is_available(name)]
     if device_target == "auto":
         device_target = next(name for name in ("Ascend", "GPU", "CPU") if name in available)
     elif device_target not in available:
-        raise UserError(
-            f"no {device_target} that MindSpore can use on this machine (there is {', '.join(available)}); install its "
-            "driver and runtime, or choose another --device_target"
-        )
+        fault = f"no {device_target} that MindSpore can use on this machine (there is {', '.join(available)})"
+        raise UserError(f"{fault}; install its driver and runtime, or choose another --device_target")
     if device_target == "CPU" or device_id is None:
         ms.set_device(device_target)
     else:

@@ -27,8 +27,7 @@ def file_sha256(path: Path) -> str:
 def open_at(url: str, start: int):
     """Open `url` at byte `start`, or at 0 where the other side cannot resume.
 
-    Returns:
-        the response, the offset of its first byte, and the size of the whole file in bytes (None: not told).
+    Returns the response, the offset of its first byte, and the size of the whole file in bytes (None: not told).
     """
     try:
         response = urlopen(Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=TIMEOUT)
@@ -54,11 +53,7 @@ def open_at(url: str, start: int):
 
 
 def fetch(url: str, part: Path) -> None:
-    """Complete `part` from `url`; after any failure what has arrived stays in it for the next call.
-
-    Raises:
-        OSError, ValueError, http.client.HTTPException: no connection, no such file, broken off, not writable, bad URL.
-    """
+    """Complete `part` from `url`; after any failure what has arrived stays in it for the next call."""
     response, start, total = open_at(url, part.stat().st_size if part.exists() else 0)
     with response:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -75,17 +70,9 @@ def fetch(url: str, part: Path) -> None:
 def download(url: str, path: Path, sha256: str | None = None) -> str:
     """Download `url` to `path` by way of `<path>.part`, which a later call resumes if this one breaks off.
 
-    Args:
-        url: http://, https:// or file://.
-        path: the file to write; its folder is made.
-        sha256: expected digest, 64 hexadecimal digits or the first 8 or more of them; None prints the digest instead
-            of checking it.
-
-    Returns:
-        the SHA-256 of `path` in lower-case hexadecimal digits.
-
-    Raises:
-        UserError: the transfer failed, the hash is wrong or no hash, or `path` already is another file.
+    `url` begins with http://, https:// or file://; `sha256` is the expected digest, 64 hexadecimal digits or the first
+    8 or more of them, or None: it is printed instead. Returns the digest in lower case. UserError if the transfer
+    fails, the hash is wrong or no hash, or `path` already is another file.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", sha256):
         raise UserError(f"{sha256!r} is no SHA-256; give its 64 hexadecimal digits, or the first 8 or more of them")
@@ -97,9 +84,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
         if path.exists():
             found = file_sha256(path)
             if not found.startswith(expected):
-                raise UserError(
-                    f"{path} is another file: sha256 {found[:12]}, expected {expected[:12]}; move it away or delete it"
-                )
+                fault = f"{path} is another file: sha256 {found[:12]}, expected {expected[:12]}"
+                raise UserError(f"{fault}; move it away or delete it")
             print(f"{path} is already there, nothing to download" + ("" if sha256 else f"; sha256 {found}"))
             return found
         if urlsplit(url).scheme not in ("http", "https", "file"):
@@ -109,9 +95,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
         found = file_sha256(part)
         if not found.startswith(expected):
             part.unlink()
-            raise UserError(
-                f"{url} has sha256 {found[:12]}, expected {expected[:12]}; removed, download it again or {by_hand}"
-            )
+            fault = f"{url} has sha256 {found[:12]}, expected {expected[:12]}"
+            raise UserError(f"{fault}; removed, download it again or {by_hand}")
         part.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)

@@ -1,7 +1,6 @@
 """Export of a network to a file that is proved to compute the same, and its way back."""
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -14,7 +13,7 @@ import mindspore.nn as nn
 import numpy as np
 from mindspore import Tensor
 
-from utils.cli import UserError, whole_file
+from utils.cli import UserError, read_json, whole_file
 
 FORMATS = ("MINDIR", "AIR")
 # Of the largest output: the exported graph may fuse operators that the live network runs one by one.
@@ -36,41 +35,29 @@ def no_stderr() -> Iterator[None]:
 
 
 def load_mindir(path: str | Path) -> nn.GraphCell:
-    """The network in a MINDIR file.
-
-    Raises:
-        UserError: no readable MINDIR file.
-    """
+    """The network in a MINDIR file; UserError if it is not readable as one."""
     try:
         with no_stderr():
             return nn.GraphCell(ms.load(str(path)))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read as a MINDIR file; it is truncated or damaged, export it again"
-        ) from error
+        raise UserError(f"{path} cannot be read as a MINDIR file; truncated or damaged, export it again") from error
 
 
 def read_manifest(path: Path, read: Callable[[dict], dict]) -> tuple[dict, int]:
-    """What the manifest beside the exported MINDIR file `path` tells.
+    """What the manifest beside the exported MINDIR file `path` tells; `read` takes the model's own settings from it.
 
-    Args:
-        read: takes the settings that the model has of its own from the manifest.
-
-    Returns:
-        settings by their names, with `classes`, the class names or None, and the batch size, 0 for any.
-
-    Raises:
-        UserError: one of the files is missing, or damaged, or of another export.
+    Returns settings by their names, with `classes`, the class names or None, and the batch size, 0 for any. UserError
+    if one of the files is missing, or damaged, or of another export.
     """
     file = path.with_suffix(".json")
     for needed in (path, file):
         if not needed.is_file():
             raise UserError(f"no file {needed}; export.py writes a .mindir file and its .json side by side")
+    manifest = read_json(file, "export the network again")
     try:
-        manifest = json.loads(file.read_bytes())
         told = {"num_classes": manifest["num_classes"], "classes": manifest["class_names"]} | read(manifest)
         kind, batch_size = manifest["format"], manifest["input"]["shape"][0]
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{file} is not a manifest of export.py; export the network again") from error
     if kind != "MINDIR":
         raise UserError(f"{file} is of a later export, to {kind}; export {path.name} again, with its own --file_name")
@@ -78,11 +65,7 @@ def read_manifest(path: Path, read: Callable[[dict], dict]) -> tuple[dict, int]:
 
 
 def check_format(file_format: str, device: str, batch_size: int) -> None:
-    """Whether `device` can export `file_format` for `batch_size` images, 0 for any number.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """UserError if `device` cannot export `file_format` for `batch_size` images, 0 for any number."""
     if file_format == "AIR" and device != "Ascend":
         raise UserError("AIR files can be exported on Ascend only; use --file_format MINDIR here")
     if file_format == "AIR" and not batch_size:
@@ -92,13 +75,8 @@ def check_format(file_format: str, device: str, batch_size: int) -> None:
 def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str, live: nn.Cell | None = None) -> str:
     """Write `cell`, which takes float32 of `shape` (None: any number), as `path` with the ending of `file_format`.
 
-    A MINDIR file is loaded again and its output compared with that of `live` (default: `cell`) before it gets its name.
-
-    Returns:
-        the file's name.
-
-    Raises:
-        UserError: the loaded file computes something else.
+    A MINDIR file is loaded again and its output compared with that of `live` (default: `cell`) before it gets its name;
+    UserError if it computes something else. Returns the file's name.
     """
     name = path.with_suffix(f".{file_format.lower()}")
     images = np.random.default_rng(0).standard_normal((shape[0] or 2, *shape[1:])).astype(np.float32)
@@ -114,11 +92,10 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str,
             os.chdir(here)
         if file_format == "MINDIR":
             expected = _arrays((cell if live is None else live)(Tensor(images)))
-            difference = max(_difference(*pair) for pair in zip(expected, loaded, strict=True))
+            pairs = zip(expected, loaded, strict=True)
+            difference = max(np.abs(one - two).max() if one.shape == two.shape else np.inf for one, two in pairs)
             if not difference <= MAX_DIFFERENCE * max(1.0, *(float(np.abs(one).max()) for one in expected)):
-                raise UserError(
-                    f"the exported {name.name} computes something else (by {difference:.2g}); it is not written"
-                )
+                raise UserError(f"{name.name} computes something else (by {difference:.2g}) and is not written")
             print(f"{name}: differs from the live network by at most {difference:.1e}", flush=True)
         shutil.copyfile(Path(folder) / name.name, temporary)
     return name.name
@@ -127,7 +104,3 @@ def export(cell: nn.Cell, shape: list[int | None], path: Path, file_format: str,
 def _arrays(output: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:
     """The outputs of a cell that has one or several."""
     return [tensor.asnumpy() for tensor in (output if isinstance(output, tuple) else (output,))]
-
-
-def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")

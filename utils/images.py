@@ -12,11 +12,12 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,10 @@ from utils.cli import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 MOST_PROCESSES = 16  # reading processes for each core
+SLOTS = 3  # batches in memory: the one in use and two read ahead
 # What decoding a file that is no image raises.
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError)
+View = Callable[[Path, int, int], np.ndarray]
 
 
 class ImagePaths(Sequence):
@@ -45,7 +48,7 @@ class ImagePaths(Sequence):
 
 
 class ImageFolder:
-    """The images of one split: `<root>/<class>/<image>`.
+    """The images of one split: `<root>/<class>/<image>`; UserError if it is not in this form or cannot be read.
 
     A class's label is its position among the sorted class folders or, if the file `classes.txt` stands in the folder or
     beside it, its line there: so a sample of a data set keeps the labels of the whole.
@@ -54,10 +57,6 @@ class ImageFolder:
         paths: the image files, by class, then by name.
         labels: int32 (len(paths),).
         classes: class names in label order.
-
-    Raises:
-        UserError: no such folder, no class folders, a class folder without images or not in `classes.txt`, something
-            that cannot be read.
     """
 
     def __init__(self, root: Path):
@@ -73,7 +72,15 @@ class ImageFolder:
         if not folders:
             raise UserError(f"{root} has no class folders; images belong into {root}/<class>/")
         listing = next((path for path in (root / "classes.txt", root.parent / "classes.txt") if path.is_file()), None)
-        self.classes = _class_names(listing) if listing else [folder.name for folder in folders]
+        self.classes = [folder.name for folder in folders]
+        if listing:
+            try:
+                lines = listing.read_text(encoding="utf-8").split("\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{listing} is not UTF-8 text; write one class name a line") from error
+            self.classes = [line.strip() for line in lines if line.strip()]
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise UserError(f"{listing} lists {twice[0]} twice; every class has one line")
         number = {name: label for label, name in enumerate(self.classes)}
         paths: list[bytes] = []
         labels: list[int] = []
@@ -92,24 +99,11 @@ class ImageFolder:
         return len(self.paths)
 
 
-def _class_names(listing: Path) -> list[str]:
-    """The lines of a `classes.txt`."""
-    try:
-        names = [line.strip() for line in listing.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{listing} is not UTF-8 text; write one class name a line") from error
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
-        raise UserError(f"{listing} lists {twice} twice; every class has one line")
-    return names
-
-
 class CorruptImages:
     """Called with the rows of images that cannot be read: names each once, or stops there if `strict`."""
 
     def __init__(self, folder: ImageFolder, strict: bool):
-        self.folder = folder
-        self.strict = strict
+        self.folder, self.strict = folder, strict
         self.rows: set[int] = set()
 
     def __call__(self, rows: Sequence[int]) -> None:
@@ -121,59 +115,36 @@ class CorruptImages:
                 print(f"warning: {path} cannot be read as an image; going on without it", file=sys.stderr, flush=True)
             self.rows.add(row)
 
-    def seen(self) -> np.ndarray:
-        """1 for each image of the folder that could not be read, else 0, float32 (len(folder),)."""
-        seen = np.zeros(len(self.folder), np.float32)
-        seen[list(self.rows)] = 1
-        return seen
-
 
 def open_split(
     data_path: str | Path, split: str, num_classes: int | None, remedy: str = "set --num_classes {}"
 ) -> ImageFolder:
     """The images of `split` ("train" or "val") under the root `data_path`, or of `data_path` if it is a split itself.
 
-    Args:
-        num_classes: how many classes there must be; None: any number.
-        remedy: what to do if the number of classes is not `num_classes`; `{}` stands for the number.
-
-    Raises:
-        UserError: as `ImageFolder`; also if the number of classes is not `num_classes`.
+    UserError as `ImageFolder`, or if there are not `num_classes` classes (None: any number); `remedy` then says what to
+    do, in which `{}` stands for the number that there is.
     """
     root = Path(data_path)
     if (root / split).is_dir():
         root = root / split
     elif (root / "train").is_dir() or (root / "val").is_dir():
-        raise UserError(
-            f"{root} has no {split}/; add it, or set --data_path to the folder that holds the class folders"
-        )
+        raise UserError(f"{root} has no {split}/; add it, or set --data_path to the folder of the class folders")
     images = ImageFolder(root)
-    if num_classes not in (None, len(images.classes)):
-        raise UserError(
-            f"{root} has {len(images.classes)} classes, not {num_classes}; {remedy.format(len(images.classes))}, or, "
-            "if it is a part of a larger data set, list all class names in a file classes.txt beside it"
-        )
+    count = len(images.classes)
+    if num_classes not in (None, count):
+        part = "if it is a part of a larger data set, list all class names in a file classes.txt beside it"
+        raise UserError(f"{root} has {count} classes, not {num_classes}; {remedy.format(count)}, or, {part}")
     return images
 
 
-def open_root(
-    data_path: str | Path, num_classes: int, remedy: str = "set --num_classes {}"
-) -> tuple[ImageFolder, ImageFolder]:
-    """The training and the validation images under the root `data_path`; `remedy` as in `open_split`.
-
-    Raises:
-        UserError: as `open_split`; also if one of the two is missing, or their classes differ.
-    """
-    missing = [split for split in ("train", "val") if not (Path(data_path) / split).is_dir()]
-    if missing:
-        raise UserError(f"{data_path} has no {missing[0]}/; set --data_path to a root that has train/ and val/")
+def open_root(data_path: str | Path, num_classes: int, remedy: str) -> tuple[ImageFolder, ImageFolder]:
+    """The training and the validation images of a root, as `open_split`; UserError, too, if their classes differ."""
+    for split in ("train", "val"):
+        if not (Path(data_path) / split).is_dir():
+            raise UserError(f"{data_path} has no {split}/; set --data_path to a root that has train/ and val/")
     train, val = (open_split(data_path, split, num_classes, remedy) for split in ("train", "val"))
-    for label, (one, other) in enumerate(zip(train.classes, val.classes)):
-        if one != other:
-            raise UserError(
-                f"label {label} is {one} in {data_path}/train and {other} in {data_path}/val; make their class folders "
-                f"the same, or list all class names in {data_path}/classes.txt"
-            )
+    same = f"make their class folders the same, or list all class names in {data_path}/classes.txt"
+    check_classes(f"{data_path}/train", train.classes, val, same, f"{data_path}/val")
     return train, val
 
 
@@ -183,15 +154,12 @@ def check_classes(
     folder: ImageFolder,
     remedy: str = "evaluate it on its own classes, listed in label order in a file classes.txt beside the split if "
     "some of them are missing",
+    images: str = "the images",
 ) -> None:
-    """Whether the classes that the network was trained on, where its file tells them, are those of the images.
-
-    Raises:
-        UserError: they are not; `remedy` says what to do.
-    """
+    """UserError with this `remedy` if the class `names` that `path` tells, if any, are not those of the `images`."""
     for label, (one, other) in enumerate(zip(names or [], folder.classes)):
         if one != other:
-            raise UserError(f"label {label} is {one} in {path} and {other} in the images; {remedy}")
+            raise UserError(f"label {label} is {one} in {path} and {other} in {images}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -208,11 +176,7 @@ class Batch:
 
 
 def filled(batch: Batch, batch_size: int, folder: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a `batch` of training: others take the places of those that cannot be read.
-
-    Raises:
-        UserError: no image of it can be read.
-    """
+    """Images and labels of a `batch`: others take the places of those that cannot be read; UserError if none can be."""
     if not len(batch.rows):
         path = folder.paths[batch.corrupt[0]]
         raise UserError(f"no image of a whole batch can be read, the first is {path}; is the data set damaged?")
@@ -247,40 +211,22 @@ def epoch_rows(
 _reading: tuple = ()
 
 
-class Loader:
-    """Reads the images of a folder in processes of its own, a few batches ahead. A context manager.
+class Loader(contextlib.AbstractContextManager):
+    """Reads the images of a folder in processes of its own, two batches ahead. A context manager.
 
     The processes are forked at once, so make it before MindSpore has started its threads. They write into memory that
     they share with this process, and end with it, however it ends; Ctrl-C is left to this process. (MindSpore's own
     pipeline would take over the process's signals, and Ctrl-C would end a training without saving it.)
 
-    Args:
-        folder: what to read.
-        view: (path, row, epoch) to float32 of `shape`. Whatever it draws it must draw from these three.
-        shape: (3, S, S).
-        batch_size: images in a batch.
-        num_workers: number of processes.
-        ahead: batches read ahead.
-
-    Raises:
-        UserError: the processes, or the memory for the batches, are not to be had.
+    `view` makes (path, row, epoch) float32 of `shape`, (3, S, S); whatever it draws it must draw from these three.
+    UserError if the processes, or the memory for the batches, are not to be had.
     """
 
-    def __init__(
-        self,
-        folder: ImageFolder,
-        view: Callable[[Path, int, int], np.ndarray],
-        shape: tuple[int, ...],
-        batch_size: int,
-        num_workers: int,
-        ahead: int = 2,
-    ):
+    def __init__(self, folder: ImageFolder, view: View, shape: tuple[int, int, int], batch_size: int, num_workers: int):
         self.folder = folder
         if num_workers > (most := MOST_PROCESSES * (os.cpu_count() or 1)):
-            raise UserError(
-                f"{num_workers} reading processes are too many for this machine; set --num_workers to {most} or less"
-            )
-        size = (ahead + 1, batch_size, *shape)
+            raise UserError(f"{num_workers} reading processes are too many here; set --num_workers to {most} or less")
+        size = (SLOTS, batch_size, *shape)
         try:
             memory = mmap.mmap(-1, math.prod(size) * np.dtype(np.float32).itemsize)
         except (OSError, OverflowError) as error:
@@ -288,12 +234,8 @@ class Loader:
         self.memory = np.frombuffer(memory, np.float32).reshape(size)
         # Several tasks a process and batch, so that a slow image does not hold up the others for long.
         self.task = max(1, min(16, batch_size // (2 * num_workers)))
-        self.pool = ProcessPoolExecutor(
-            num_workers,
-            multiprocessing.get_context("fork"),
-            _start_reading,
-            (folder.paths, view, self.memory, os.getpid()),
-        )
+        start = (folder.paths, view, self.memory, os.getpid())
+        self.pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _start_reading, start)
         before = multiprocessing.active_children()
         gc.freeze()  # a collection in a child would write into all pages that it shares
         try:
@@ -301,15 +243,10 @@ class Loader:
         except OSError as error:
             for process in set(multiprocessing.active_children()) - set(before):
                 process.kill()
-            raise UserError(
-                f"cannot start {num_workers} reading processes: {error}; set --num_workers lower"
-            ) from error
+            raise UserError(f"cannot start {num_workers} reading processes: {error}; lower --num_workers") from error
         finally:
             gc.unfreeze()
         self.processes = [process for process in multiprocessing.active_children() if process not in before]
-
-    def __enter__(self) -> "Loader":
-        return self
 
     def __exit__(self, kind, *exception) -> None:
         if kind is not None:
@@ -324,40 +261,32 @@ class Loader:
     def batches(self, rows: Sequence[int], epoch: int = 0) -> Iterator[Batch]:
         """The images `rows` in this order, the last batch short. A batch holds until the next one is asked for.
 
-        Raises:
-            UserError: a reading process was killed.
+        UserError if a reading process was killed.
         """
-        slots, batch_size = self.memory.shape[:2]
+        started = self._started(rows, epoch)
         ahead: deque = deque()
         try:
-            for number, first in enumerate(range(0, len(rows), batch_size)):
-                part = np.asarray(rows[first : first + batch_size])
-                slot = number % slots
-                tasks = [
-                    self.pool.submit(_read, slot, start, part[start : start + self.task], epoch)
-                    for start in range(0, len(part), self.task)
-                ]
-                ahead.append((slot, part, tasks))
-                if len(ahead) == slots:
-                    yield self._batch(*ahead.popleft())
+            ahead.extend(islice(started, SLOTS - 1))
             while ahead:
+                ahead.extend(islice(started, 1))
                 yield self._batch(*ahead.popleft())
-        except GeneratorExit:
-            raise
         except BrokenProcessPool as error:
-            raise UserError(
-                "a process that reads images was killed; if the machine is short of memory, set --num_workers lower"
-            ) from error
-        except BaseException:
-            self.kill()  # else the lines below would wait for processes that may hang
+            raise UserError("a reading process was killed; if memory is short, set --num_workers lower") from error
+        except (Exception, KeyboardInterrupt):
+            self.kill()  # else the line below would wait for processes that may hang
             raise
         finally:
             # Nothing may write into the memory any more when the next call starts.
-            for _, _, tasks in ahead:
-                for task in tasks:
-                    if not task.cancel():
-                        with contextlib.suppress(BrokenProcessPool):
-                            task.exception()
+            wait([task for *_, tasks in ahead for task in tasks if not task.cancel()])
+
+    def _started(self, rows: Sequence[int], epoch: int) -> Iterator[tuple[int, np.ndarray, list[Future]]]:
+        """Starts to read one batch after the other: its slot in the memory, its rows, and the tasks that fill it."""
+        batch_size = self.memory.shape[1]
+        for number, first in enumerate(range(0, len(rows), batch_size)):
+            part, slot = np.asarray(rows[first : first + batch_size]), number % SLOTS
+            starts = range(0, len(part), self.task)
+            tasks = [self.pool.submit(_read, slot, start, part[start : start + self.task], epoch) for start in starts]
+            yield slot, part, tasks
 
     def _batch(self, slot: int, rows: np.ndarray, tasks: list[Future]) -> Batch:
         bad = [position for task in tasks for position in task.result()]
@@ -368,7 +297,7 @@ class Loader:
         return Batch(images[good], self.folder.labels[rows[good]], rows[good], rows[bad].tolist())
 
 
-def _start_reading(paths: ImagePaths, view: Callable, memory: np.ndarray, parent: int) -> None:
+def _start_reading(paths: ImagePaths, view: View, memory: np.ndarray, parent: int) -> None:
     """First thing in a reading process."""
     global _reading
     _reading = (paths, view, memory)

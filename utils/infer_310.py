@@ -29,7 +29,7 @@ MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 # (3, 256): what each level of each channel becomes.
 NORMALISED = ((np.arange(256)[:, None] / 255 - MEAN) / STD).T.astype(np.float32)
-TIMES = "test_perform_static.txt"
+RESULTS, TIMES = "result_Files", "time_Result/test_perform_static.txt"
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -58,11 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare(path: Path, resize: int, crop: int, interpolation: str) -> np.ndarray:
-    """The image file `path` as float32 (3, crop, crop): the centre of its resized square, normalised.
-
-    Raises:
-        OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
-    """
+    """The centre of an image file's resized square, normalised, float32 (3, crop, crop); UNREADABLE if it is none."""
     with Image.open(path) as image:
         square = image.convert("RGB").resize((resize, resize), FILTERS[interpolation])
     edge = round((resize - crop) / 2)
@@ -71,13 +67,9 @@ def prepare(path: Path, resize: int, crop: int, interpolation: str) -> np.ndarra
 
 
 class Network:
-    """A MINDIR classifier: images float32 (N, 3, S, S), N up to the batch size, to logits float32 (N, K).
+    """A MINDIR classifier: images float32 (N, 3, S, S), N up to the batch size, to logits float32 (N, `classes`).
 
-    Attributes:
-        classes: K.
-
-    Raises:
-        UserError: no such device, no such file, or its input or output is another.
+    UserError if there is no such device or file, or its input or output is another.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -95,15 +87,12 @@ class Network:
         # A graph takes other shapes than it was exported for, and may compute something; the file says which was meant.
         model = ModelProto.FromString(args.model_path.read_bytes())
         inputs = [tensor for parameter in model.graph.input for tensor in parameter.tensor]
+        exported = [list(tensor.dims) for tensor in inputs if tensor.data_type == tensor.FLOAT]
         wanted = [args.batch_size, 3, args.crop, args.crop]
-        exported = list(inputs[0].dims) if len(inputs) == 1 else []
-        if exported[:1] == [-1]:  # any number
-            exported[0] = args.batch_size
-        if exported != wanted or inputs[0].data_type != inputs[0].FLOAT:
-            raise UserError(
-                f"the input of {args.model_path} is {' and '.join(str(list(tensor.dims)) for tensor in inputs)}, but "
-                f"--batch_size and --crop make it {wanted} of float32; set them as it was exported"
-            )
+        if len(inputs) != 1 or exported not in ([wanted], [[-1, *wanted[1:]]]):  # -1: any number
+            fault = f"the input of {args.model_path} is {' and '.join(str(list(tensor.dims)) for tensor in inputs)}"
+            make = f"--batch_size and --crop make it {wanted} of float32"
+            raise UserError(f"{fault}, but {make}; set them as it was exported")
         self.batch = np.zeros(wanted, np.float32)
         logits = self(self.batch)
         if logits.ndim != 2 or len(logits) != args.batch_size:
@@ -116,14 +105,8 @@ class Network:
 
 
 def begin(args: argparse.Namespace, images: Path) -> None:
-    """Make the result folder ready: remove an earlier run's results, or with --resume see that they are of this one.
-
-    `images` is the folder that holds the class folders.
-
-    Raises:
-        UserError: they are not.
-    """
-    folder = args.output_dir / "result_Files"
+    """Remove an earlier run's results; with --resume keep them, or UserError if they are of other settings."""
+    folder = args.output_dir / RESULTS
     old = [path for path in folder.iterdir() if path.name.endswith(ENDING)]
     model = args.model_path.stat()
     settings = (
@@ -131,15 +114,12 @@ def begin(args: argparse.Namespace, images: Path) -> None:
         f"{model.st_mtime_ns}, resize {args.resize}, crop {args.crop}, {args.interpolation}"
     )
     kept = folder / ".settings"
-    if args.resume:
-        before = os.fsdecode(kept.read_bytes()) if kept.is_file() else "unknown"
-        if old and before != settings:
-            raise UserError(
-                f"{folder} is of another run ({before}, now {settings}); leave out --resume or set --output_dir to "
-                "another place"
-            )
-    else:
-        for path in (*old, args.output_dir / "time_Result" / TIMES):
+    before = os.fsdecode(kept.read_bytes()) if kept.is_file() else "unknown"
+    if args.resume and old and before != settings:
+        fault = f"{folder} is of another run ({before}, now {settings})"
+        raise UserError(f"{fault}; leave out --resume or set --output_dir to another place")
+    if not args.resume:
+        for path in (*old, args.output_dir / TIMES):
             path.unlink(missing_ok=True)
         if old:
             print(f"removed {len(old)} results of an earlier run from {folder}")
@@ -148,19 +128,16 @@ def begin(args: argparse.Namespace, images: Path) -> None:
 
 
 def infer() -> int:
-    """The program.
-
-    Returns:
-        the exit status: INCOMPLETE if images could not be read.
-    """
+    """The program; returns the exit status, INCOMPLETE if images could not be read."""
     args = parse_arguments()
     if not args.model_path.is_file():
         raise UserError(f"there is no model {args.model_path}; export.py makes one")
     names, folder = named_images(args.dataset_path)
-    for name in ("result_Files", "time_Result"):
-        check_writable(args.output_dir / name)
-    results = [args.output_dir / "result_Files" / f"{name}{ENDING}" for name in names]
+    for path in (RESULTS, Path(TIMES).parent):
+        check_writable(args.output_dir / path)
+    results = [args.output_dir / RESULTS / f"{name}{ENDING}" for name in names]
     corrupt = CorruptImages(folder, strict=False)
+    milliseconds = []
 
     def view(path: Path, row: int, epoch: int) -> np.ndarray:
         return prepare(path, args.resize, args.crop, args.interpolation)
@@ -168,15 +145,11 @@ def infer() -> int:
     with Loader(folder, view, (3, args.crop, args.crop), args.batch_size, max(1, args.num_threads)) as loader:
         interrupt = Interrupt()
         interrupt.hint = "go on with --resume"
-        with interrupt.held():  # MindSpore would lose it while it compiles
-            network = Network(args)
-        if interrupt.asked:
-            raise KeyboardInterrupt(interrupt.hint)
+        network = interrupt.hold_while(lambda: Network(args))  # MindSpore would lose it while it compiles
         begin(args, folder.paths.root)
         size = network.classes * np.dtype(np.float32).itemsize
         rows = [row for row, path in enumerate(results) if not path.is_file() or path.stat().st_size != size]
         print(f"{len(rows)} of {len(folder)} images to do, {network.classes} classes, {args.device_target}", flush=True)
-        milliseconds = []
         meter = Throughput()
         with Progress("inference", len(rows)) as progress:
             for batch in loader.batches(rows):
@@ -192,7 +165,7 @@ def infer() -> int:
                 progress.update(len(batch.rows) + len(batch.corrupt))
     print(f"{meter.images} images, {len(corrupt.rows)} skipped, {meter.rate():.1f} images/s")
     if milliseconds:
-        with whole_file(args.output_dir / "time_Result" / TIMES) as temporary:
+        with whole_file(args.output_dir / TIMES) as temporary:
             temporary.write_text(
                 f"images: {meter.images}\nskipped: {len(corrupt.rows)}\nbatch_size: {args.batch_size}\n"
                 f"inference of a batch, mean ms: {np.mean(milliseconds):.6g}\n"

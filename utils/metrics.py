@@ -1,5 +1,6 @@
 """Accuracy that streams, throughput, progress, and the result files."""
 
+import contextlib
 import csv
 import json
 import shutil
@@ -15,14 +16,10 @@ from utils.cli import UserError, whole_file
 
 
 class TopKAccuracy:
-    """Top-k accuracy over any number of batches.
+    """Top-k accuracy over any number of batches: `correct` hits for each k, int64 (len(ks),), in `total` images so far.
 
     A label counts as among the first k if it is so in `np.argsort(-logits, kind="stable")`: of equal logits the class
     with the smaller number comes first. With fewer than k classes every label counts.
-
-    Attributes:
-        correct: number of hits so far for each k, int64 (len(ks),).
-        total: number of images so far.
     """
 
     def __init__(self, ks: Sequence[int] = (1, 5)):
@@ -33,12 +30,7 @@ class TopKAccuracy:
         self.total = 0
 
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Count a batch: logits float (N, K), labels int (N,) in [0, K).
-
-        Raises:
-            ValueError: shapes that do not fit, or a label out of range.
-            UserError: a logit is not finite.
-        """
+        """Count a batch: logits float (N, K), labels int (N,) in [0, K), else ValueError; UserError for NaN or ±inf."""
         logits, labels = np.asarray(logits), np.asarray(labels)
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
             raise ValueError(f"logits must be (N, K) and labels (N,), not {logits.shape} and {labels.shape}")
@@ -47,19 +39,13 @@ class TopKAccuracy:
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise ValueError(f"labels must lie in [0, {logits.shape[1]})")
         if not np.isfinite(logits).all():
-            raise UserError(
-                "the network returns NaN or infinity for some images; its weights are broken (a diverged training, or "
-                "a wrong file), or float16 is too narrow for them"
-            )
+            reason = "its weights are broken (a diverged training, or a wrong file), or float16 is too narrow for them"
+            raise UserError(f"the network returns NaN or infinity for some images; {reason}")
         own = logits[np.arange(len(labels)), labels][:, None]
         earlier = np.arange(logits.shape[1]) < labels[:, None]
         rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
         self.correct += (rank[:, None] < self.ks).sum(0)
         self.total += len(labels)
-
-    def values(self) -> dict[int, float]:
-        """k to accuracy in [0, 1]; NaN before the first image."""
-        return {int(k): float(c) / self.total if self.total else float("nan") for k, c in zip(self.ks, self.correct)}
 
     def shown(self) -> str:
         """Accuracy for the first k in percent, for a progress display."""
@@ -93,53 +79,37 @@ class Throughput:
         return self.images / max(time.perf_counter() - self.start, 1e-9)
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """A tqdm bar with images/s and running metrics on a terminal; elsewhere a plain line now and then.
 
-    A context manager. `update(n, loss=...)` reports n more images. `done` of the `total` are done at the start;
-    `show=False` displays nothing.
+    A context manager. `done` of the `total` images are done at the start; `show=False` displays nothing.
     """
 
     LINE_SECONDS = 20
 
     def __init__(self, description: str, total: int, done: int = 0, show: bool = True):
-        self.description = description
-        self.total = total
-        self.done = done
-        self.show = show
-        self.bar = None
-        if show and sys.stdout.isatty():
-            columns = shutil.get_terminal_size().columns  # 80 where the terminal says 0; tqdm would show nothing
-            self.bar = tqdm(
-                total=total, initial=done, desc=description, unit="img", leave=False, file=sys.stdout, ncols=columns
-            )
+        self.description, self.total, self.done, self.show = description, total, done, show
+        bar = {"desc": description, "unit": "img", "leave": False, "file": sys.stdout}
+        bar["ncols"] = shutil.get_terminal_size().columns  # 80 where the terminal says 0; tqdm would show nothing
+        self.bar = tqdm(total=total, initial=done, disable=not (show and sys.stdout.isatty()), **bar)
         self.meter = Throughput()
         self.line_at = time.monotonic() + self.LINE_SECONDS
-
-    def __enter__(self) -> "Progress":
-        return self
 
     def update(self, images: int, **metrics: str) -> None:
         """`images` more are done; `metrics` are shown as they are."""
         self.done += images
         self.meter.update(images)
-        if self.bar is not None:
-            self.bar.set_postfix(metrics, refresh=False)
-            self.bar.update(images)
-        elif self.show and time.monotonic() >= self.line_at:
-            self._line(metrics)
-
-    def _line(self, metrics: Mapping[str, str]) -> None:
-        words = "".join(f", {key} {value}" for key, value in metrics.items())
-        print(
-            f"{self.description}: {self.done}/{self.total} images, {self.meter.rate():.1f} images/s{words}", flush=True
-        )
-        self.line_at = time.monotonic() + self.LINE_SECONDS
-        self.meter.reset()  # so that a line tells the speed since the one before
+        self.bar.set_postfix(metrics, refresh=False)
+        self.bar.update(images)
+        if self.show and self.bar.disable and time.monotonic() >= self.line_at:
+            parts = [f"{self.done}/{self.total} images", f"{self.meter.rate():.1f} images/s"]
+            parts += [f"{key} {value}" for key, value in metrics.items()]
+            print(f"{self.description}: {', '.join(parts)}", flush=True)
+            self.line_at = time.monotonic() + self.LINE_SECONDS
+            self.meter.reset()  # so that a line tells the speed since the one before
 
     def __exit__(self, *exception) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def write_results(path: str | Path, results: Mapping) -> None:

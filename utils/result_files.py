@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import Parser, UserError, read_json, whole_file
+from utils.cli import Parser, UserError, read_file, read_json, whole_file
 from utils.config import Store
 from utils.images import ImageFolder, open_split
 from utils.metrics import TopKAccuracy
@@ -24,18 +24,15 @@ INCOMPLETE = 3  # exit status
 def named_images(data_path: str | Path) -> tuple[list[str], ImageFolder]:
     """The images of `val` under the root `data_path`, or of `data_path` if it is a split itself, and the name of each.
 
-    A name is the file name without its ending, which the result file is named after.
-
-    Raises:
-        UserError: as `open_split`; also if two files differ in folder or ending only.
+    A name is the file name without its ending, which the result file is named after. UserError as `open_split`, or if
+    two files differ in folder or ending only.
     """
     folder = open_split(data_path, "val", num_classes=None)
     paths: dict[str, Path] = {}
     for path in folder.paths:
         if path.stem in paths:
-            raise UserError(
-                f"{paths[path.stem]} and {path} would have one result file, {path.stem}{ENDING}; rename one of them"
-            )
+            fault = f"{paths[path.stem]} and {path} would have one result file, {path.stem}{ENDING}"
+            raise UserError(f"{fault}; rename one of them")
         paths[path.stem] = path
     return list(paths), folder
 
@@ -43,12 +40,8 @@ def named_images(data_path: str | Path) -> tuple[list[str], ImageFolder]:
 def write_labels() -> None:
     """The command `preprocess.py`: read the flags and write the labels."""
     parser = Parser(description="Write the labels of the images that the Ascend 310 program is to classify, as JSON.")
-    parser.add_argument(
-        *("--data_path", "--dataset_path"),
-        action=Store,
-        default="./data/imagenet",
-        help="ImageNet root with val/, or a single split (default: %(default)s)",
-    )
+    what = "ImageNet root with val/, or a single split (default: %(default)s)"
+    parser.add_argument("--data_path", "--dataset_path", action=Store, default="./data/imagenet", help=what)
     parser.add_argument("--output", default="imagenet_label.json", help="file to write (default: %(default)s)")
     args = parser.parse_args()
     names, folder = named_images(args.data_path)
@@ -58,88 +51,56 @@ def write_labels() -> None:
     print(f"{args.output}: labels of {len(labels)} images")
 
 
-def read_labels(path: Path) -> dict[str, int]:
-    """The content of a label file: image name to label.
-
-    Raises:
-        UserError: it cannot be read or is no such file.
-    """
-    labels = read_json(path, "make it with preprocess.py")
-    if not isinstance(labels, dict) or not labels or not all(type(n) is int and n >= 0 for n in labels.values()):
-        raise UserError(f"{path} is not a list of image names with their labels; make it again with preprocess.py")
-    return labels
-
-
 def read_logits(path: Path) -> np.ndarray:
-    """The logits in a result file, float32 (K,).
-
-    Raises:
-        UserError: it cannot be read, is empty or cut, or holds a NaN.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; run the inference again") from error
+    """The logits in a result file, float32 (K,); UserError if it cannot be read, is empty or cut, or holds NaN or infinity."""
+    content = read_file(path, "run the inference again")
     if not content or len(content) % 4:
         raise UserError(f"{path} holds {len(content)} bytes, which are no float32 logits; run the inference again")
     logits = np.frombuffer(content, "<f4")
-    if np.isnan(logits).any():
-        raise UserError(f"{path} holds NaN; the model or its conversion is broken, export it again")
+    if not np.isfinite(logits).all():
+        raise UserError(f"{path} holds NaN or infinity; the model or its conversion is broken, export it again")
     return logits
 
 
 def accuracy(labels: dict[str, int], results: dict[str, Path]) -> TopKAccuracy:
     """Top-1 and top-5 over the images that have both a label and a result.
 
-    Raises:
-        UserError: as `read_logits`; also results of different lengths, or a label that the network has no logit for.
+    UserError as `read_logits`, or for results of different lengths, or a label that the network has no logit for.
     """
     metric = TopKAccuracy((1, 5))
-    first, classes = None, 0
-    for name in sorted(labels.keys() & results.keys()):
+    names = sorted(labels.keys() & results.keys())
+    classes = 0
+    for name in names:
         logits = read_logits(results[name])
-        if first is None:
-            first, classes = results[name], len(logits)
+        classes = classes or len(logits)
         if len(logits) != classes:
-            raise UserError(
-                f"{results[name]} holds {len(logits)} logits, {first} {classes}; they are of different models, run "
-                "the inference again into an empty folder"
-            )
+            fault = f"{results[name]} holds {len(logits)} logits, {results[names[0]]} {classes}"
+            raise UserError(f"{fault}; they are of different models, run the inference again into an empty folder")
         if labels[name] >= classes:
-            raise UserError(
-                f"image {name} has label {labels[name]}, but the model has {classes} classes, 0 to {classes - 1}; use "
-                "the data set that the model was trained on (classes.txt fixes the labels of a part of one)"
-            )
+            fault = f"image {name} has label {labels[name]}, but the model has {classes} classes, 0 to {classes - 1}"
+            remedy = "use the data set that the model was trained on (classes.txt fixes the labels of a part of one)"
+            raise UserError(f"{fault}; {remedy}")
         metric.update(logits[None], [labels[name]])
     return metric
-
-
-def warn(names: set[str], words: str) -> None:
-    """Say how many `names` there are of what `words` say, and the first few; nothing if there are none."""
-    if names:
-        few = ", ".join(sorted(names)[:3])
-        print(f"warning: {len(names)} {words}: {few}{', …' if len(names) > 3 else ''}", file=sys.stderr)
 
 
 def print_accuracy(line: Callable[[int, int, int], str]) -> int:
     """The command `postprocess.py`: read the flags and print the accuracies.
 
-    Args:
-        line: (k, images whose class is among the first k, images) to the line that tells it.
-
-    Returns:
-        the exit status: INCOMPLETE if images and results are not the same.
+    `line` makes k, the images whose class is among the first k, and all images the line that tells it. Returns the exit
+    status: INCOMPLETE if images and results are not the same.
     """
     parser = Parser(description="Top-1 and top-5 accuracy from the result files of the Ascend 310 program.")
-    parser.add_argument(
-        "--result_dir", default="result_Files", help="folder with <image name>_0.bin (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--label_file", default="imagenet_label.json", help="labels that preprocess.py wrote (default: %(default)s)"
-    )
+    what = "folder with <image name>_0.bin (default: %(default)s)"
+    parser.add_argument("--result_dir", default="result_Files", help=what)
+    what = "labels that preprocess.py wrote (default: %(default)s)"
+    parser.add_argument("--label_file", default="imagenet_label.json", help=what)
     args = parser.parse_args()
 
-    labels = read_labels(Path(args.label_file))
+    labels = read_json(args.label_file, "make it with preprocess.py")
+    if not isinstance(labels, dict) or not labels or not all(type(n) is int and n >= 0 for n in labels.values()):
+        fault = f"{args.label_file} is not a list of image names with their labels"
+        raise UserError(f"{fault}; make it again with preprocess.py")
     folder = Path(args.result_dir)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; run the inference first, or set --result_dir")
@@ -149,7 +110,9 @@ def print_accuracy(line: Callable[[int, int, int], str]) -> int:
         raise UserError(f"{folder} has no result for any of the {len(labels)} images; run the inference first")
     for k, correct in zip(metric.ks.tolist(), metric.correct.tolist()):
         print(line(k, correct, metric.total), flush=True)
-    missing, surplus = labels.keys() - results.keys(), results.keys() - labels.keys()
-    warn(missing, f"of {len(labels)} images have no result and are not counted")
-    warn(surplus, "results belong to no image and are not counted")
+    missing, surplus = sorted(labels.keys() - results.keys()), sorted(results.keys() - labels.keys())
+    for names, fault in ((missing, f"of {len(labels)} images have no result"), (surplus, "results belong to no image")):
+        few = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        if names:
+            print(f"warning: {len(names)} {fault} and are not counted: {few}", file=sys.stderr)
     return INCOMPLETE if missing or surplus else 0

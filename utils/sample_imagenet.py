@@ -12,6 +12,7 @@ import argparse
 import random
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,12 +39,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder to write; new or empty (no default)")
     add("--source", type=Path, help="ImageNet root with train/ and/or val/ (default: the digits)")
     add("--classes", type=positive, help="number of classes (default: all digits; needed by --source)")
-    add(
-        *("--images", "--images_per_class"),
-        type=positive,
-        action=Store,
-        help="images per class in each split (default: all digits; needed by --source)",
-    )
+    what = "images per class in each split (default: all digits; needed by --source)"
+    add("--images", "--images_per_class", type=positive, action=Store, help=what)
     add("--size", type=side, help="side of a digit image in pixels, 8 to 1024 (default: 32)")
     add("--seed", type=seed, help="decides what is chosen from --source (default: 0)")
     add("--exist_ok", action="store_true", help="succeed if --output already holds this very sample (default: error)")
@@ -73,11 +70,7 @@ def enlarge(scan: np.ndarray, size: int) -> bytes:
 
 
 def choose_digits(classes: int | None, images: int | None, size: int) -> tuple[Files, list[str]]:
-    """A choice from the digits, always the same, and its class names in label order.
-
-    Raises:
-        UserError: fewer classes or images than asked for.
-    """
+    """A choice from the digits, always the same, and its class names in label order; UserError if they are too few."""
     import cv2  # noqa: F401  (so that it is missed before anything is written)
     from sklearn.datasets import load_digits  # so late because it takes a second
     from sklearn.model_selection import train_test_split
@@ -98,11 +91,7 @@ def choose_digits(classes: int | None, images: int | None, size: int) -> tuple[F
 
 
 def choose_source(source: Path, classes: int, images: int, seed: int) -> tuple[Files, list[str]]:
-    """A choice from an ImageNet tree, the same for the same seed, and all class names of the tree in label order.
-
-    Raises:
-        UserError: no such tree, or fewer classes or images than asked for.
-    """
+    """A choice from an ImageNet tree, drawn with `seed`, and all class names in label order; UserError if too few."""
     folders = {split: ImageFolder(source / split) for split in SPLITS if (source / split).is_dir()}
     if not folders:
         raise UserError(f"--source {source} has neither train/ nor val/; give the folder that holds them")
@@ -144,16 +133,6 @@ def write(output: Path, files: Files) -> None:
         temporary.replace(output)
 
 
-def summary(files: Files) -> str:
-    """How many images of how many classes each split has."""
-    parts = []
-    for split in SPLITS:
-        classes = [name.split("/")[1] for name in files if name.startswith(f"{split}/")]
-        if classes:
-            parts.append(f"{split} {len(classes)} images of {len(set(classes))} classes")
-    return ", ".join(parts)
-
-
 def sample(args: argparse.Namespace) -> None:
     """Choose, then write; or find the same sample in place."""
     output = args.output
@@ -166,6 +145,8 @@ def sample(args: argparse.Namespace) -> None:
         files, names = choose_source(args.source, args.classes, args.images, args.seed or 0)
     else:
         files, names = choose_digits(args.classes, args.images, args.size or 32)
+    counts = {split: Counter(Path(name).parent for name in files if name.startswith(f"{split}/")) for split in SPLITS}
+    shown = [f"{split} {count.total()} images of {len(count)} classes" for split, count in counts.items() if count]
     classes_txt = "".join(f"{name}\n" for name in names).encode()
     files["classes.txt"] = lambda: classes_txt
     if not filled:
@@ -173,10 +154,11 @@ def sample(args: argparse.Namespace) -> None:
         write(output, files)
     elif not holds(output, files):
         raise UserError(f"--output {output} holds something other than this sample; choose another or remove it")
-    print(f"{summary(files)}: {'already in' if filled else 'written to'} {output}")
+    print(f"{', '.join(shown)}: {'already in' if filled else 'written to'} {output}")
 
 
 def main() -> None:
+    """Read the command line and make the sample."""
     args = parse_arguments()
     try:
         sample(args)

@@ -13,8 +13,7 @@ from utils.cli import UserError
 def is_torch_file(path: str | Path) -> bool:
     """Whether a file begins as PyTorch's do, with a ZIP archive or a pickle, or at least has their ending.
 
-    Raises:
-        UserError: it cannot be read.
+    UserError if it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -30,8 +29,7 @@ def is_torch_file(path: str | Path) -> bool:
 def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of the PyTorch file `path` by name, floating-point ones as float32.
 
-    Raises:
-        UserError: no such file, torch not installed, unreadable, or a file that holds more than tensors.
+    UserError if there is no such file or torch, or the file is unreadable or holds more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,13 +46,9 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
         # In a file that does not begin as a pickle, what torch takes for an unknown operand is no code.
         pickled = path.read_bytes()[:1] == b"\x80" and "Unsupported operand" in str(error)
         if pickled or re.search(r"Unsupported (global|class)|Can only (build|set|create)|Trying to", str(error)):
-            raise UserError(
-                f"{path} holds pickled code beside tensors and is not read; get the authors' own file"
-            ) from error
-        raise UserError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file; it is truncated, damaged or of "
-            "another kind, get it again"
-        ) from error
+            raise UserError(f"{path} holds pickled code and is not read; get the authors' own file") from error
+        fault = f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file"
+        raise UserError(f"{fault}; it is truncated, damaged or of another kind, get it again") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds no tensors by name; give a state_dict() saved by itself")
     return {

@@ -1,17 +1,7 @@
 """What every training has around its steps: start, resume, epochs, interruption, the best checkpoint, the results.
 
-A model's `train.py` has the loop itself:
-
-    for epoch in training.epochs():
-        with training.steps(batches(epoch, training.step)) as steps:
-            for step, batch in steps:
-                ...
-                training.add(result.interrupt, loss=result.loss)
-        row, line = training.row(lr)
-        if training.evaluates():
-            line += training.keep_best(figures, save)
-        training.tell(row, line)
-    return training.finish()
+A model's `train.py` has the loop itself: over `Training.epochs` and, within `Training.steps`, the steps of one, which
+it counts with `add`; then `row`, after an evaluation `keep_best`, and `tell`; at the end `finish`.
 """
 
 import argparse
@@ -40,11 +30,8 @@ NEW_HEAD = "add --finetune to start with a new classifier"
 def begin(args: argparse.Namespace, script: str) -> int | None:
     """Look at what can be wrong before any work is done, and start the processes of the other devices.
 
-    Returns:
-        None if this process is to train, else the exit status to leave with.
-
-    Raises:
-        UserError: no training state to go on from, or a place that cannot be written.
+    Returns None if this process is to train, else the exit status to leave with. UserError if there is no training
+    state to go on from, or `output_dir` cannot be written.
     """
     if args.resume is not None and not is_worker():
         read_state(args.resume)
@@ -63,18 +50,17 @@ def open_images(
 ) -> tuple[ImageFolder, ImageFolder]:
     """The training and the validation images; `args` get what the checkpoint to start from says of the network.
 
+    UserError if images or settings contradict that checkpoint or each other, or do not fill a step.
+
     Args:
         path, told: that checkpoint and what it tells; nothing where there is none.
         finetune: whether its classes do not count. free: what else does not, besides sizes of images.
         data_path: where the images are, if not in the setting of that name. batches: of a step.
-
-    Raises:
-        UserError: as `open_root` and `check_classes`; also settings that contradict the checkpoint, or images that do
-            not fill a step.
     """
     left_out = {"image_size", "resize_size", *free, *(("num_classes",) if finetune else ())}
     kept = {key: value for key, value in told.items() if key not in left_out}
-    take_settings(args, path, kept, f"leave it out, or, for other classes, {NEW_HEAD}")
+    others = finetune or args.resume is not None
+    take_settings(args, path, kept, "leave it out" + ("" if others else f", or, for other classes, {NEW_HEAD}"))
     remedy = "set --num_classes {}" if finetune or not told else f"{NEW_HEAD} for --num_classes {{}}"
     train, val = open_root(data_path or args.data_path, args.num_classes, remedy)
     if not finetune:
@@ -93,25 +79,17 @@ def gradient_sums(weights: Sequence[Parameter]) -> ParameterTuple:
 
 
 class Update(nn.Cell):
-    """One step of `optimizer` with the gradients in `sums`, of all devices; then clears `sums`.
-
-    Args:
-        mean: whether the mean over the devices is taken, or the sum.
-    """
+    """One step of `optimizer` with the `mean`, or sum, over the devices of the gradients in `sums`; clears `sums`."""
 
     def __init__(self, optimizer: nn.Optimizer, sums: ParameterTuple, devices: int, mean: bool):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.sums = sums
-        self.devices = devices
         self.reduce = nn.DistributedGradReducer(sums, mean=mean, degree=devices) if devices > 1 else None
         self.map = ops.HyperMap()
 
     def construct(self) -> bool:
-        gradients = self.sums
-        if self.devices > 1:
-            gradients = self.reduce(gradients)
-        done = self.optimizer(gradients)
+        done = self.optimizer(self.sums if self.reduce is None else self.reduce(self.sums))
         zeros = self.map(ops.zeros_like, self.sums)
         return ops.depend(True, self.map(ops.assign, ops.depend(self.sums, done), zeros))
 
@@ -131,22 +109,14 @@ class MeanStatistics(nn.Cell):
 
 
 def check_finite(loss: float, squares: float = 0.0, remedy: str = "a lower --lr or more --warmup_epochs") -> None:
-    """Whether the loss, and the gradients' sum of squares, are finite; asked before they reach the weights.
-
-    Raises:
-        UserError: one is not.
-    """
+    """UserError if the loss, or the gradients' sum of squares, is not finite; asked before they reach the weights."""
     if not np.isfinite([loss, squares]).all():
         gradients = "" if np.isfinite(squares) else "; its gradients are not finite"
         raise UserError(f"the loss is {loss}{gradients}; training has diverged, start again with {remedy}")
 
 
 def read_state(path: str | Path) -> dict:
-    """The "settings" and the "position" that `save_state` stored in the training state `path`.
-
-    Raises:
-        UserError: not a training state.
-    """
+    """The "settings" and the "position" that `save_state` stored in `path`; UserError if that is no training state."""
     state = read_record(path)
     if not {"settings", "position"} <= state.keys():
         raise UserError(f"{path} is no training state; --resume takes the {STATE} of an interrupted training")
@@ -165,19 +135,14 @@ def save_state(path: Path, cells: Sequence[nn.Cell], settings: Mapping, position
 
 
 def load_state(path: str | Path, cells: Sequence[nn.Cell], settings: Mapping) -> dict:
-    """Restore what `save_state` wrote; returns the position.
-
-    Raises:
-        UserError: not a training state, or one of a run with other settings.
-    """
-    stored = read_state(path)
-    now = json.loads(json.dumps(settings))
-    differing = [key for key in now if stored["settings"].get(key) != now[key]]
+    """Restore what `save_state` wrote; returns the position. UserError if that was a run with other settings."""
+    state = read_state(path)
+    before, now = state["settings"], json.loads(json.dumps(settings))
+    differing = ", ".join(f"{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key])
     if differing:
-        listed = ", ".join(f"{key} {stored['settings'].get(key)} (now {now[key]})" for key in differing)
-        raise UserError(f"{path} is of a run with other settings: {listed}; resume with the same, or start anew")
+        raise UserError(f"{path} is of a run with other settings: {differing}; resume with the same, or start anew")
     load_strictly(_parameters(cells), path, "this training's state", lambda names: "another one")
-    return stored["position"]
+    return state["position"]
 
 
 def _parameters(cells: Sequence[nn.Cell]) -> list[Parameter]:
@@ -185,10 +150,9 @@ def _parameters(cells: Sequence[nn.Cell]) -> list[Parameter]:
 
 
 class Training:
-    """The run around the steps of a training.
+    """The run around the steps of a training; UserError if the state to resume is not of this one.
 
     Args:
-        args: the settings. devices: those that train.
         loaders: of the training and of the validation images; `images` make a step of all devices.
         networks: what is trained; optimizers: what trains it. Their parameters are the state.
         best: names of the files in `output_dir` that `keep_best` has written.
@@ -197,14 +161,10 @@ class Training:
 
     Attributes:
         epoch, step: the current epoch and the number of its steps that are done, both from 0.
-        totals: what `add` has summed over the steps of the epoch.
-        rows: of `metrics.csv`. best: the figures of the best epoch so far, or None.
-        kept: as above. interrupt: Ctrl-C. steps_per_epoch: an incomplete last one is left out.
+        totals: what `add` has summed over the steps of the epoch. rows: of `metrics.csv`.
+        best: the figures of the best epoch so far, or None. interrupt: Ctrl-C.
         corrupt, corrupt_val: to be called with the rows of images that cannot be read.
         beside: called when the state is saved, on the first device, to write what belongs beside it.
-
-    Raises:
-        UserError: the state to resume is not of this training.
     """
 
     def __init__(
@@ -219,9 +179,7 @@ class Training:
         settings: Mapping = {},
         kept: Mapping = {},
     ):
-        self.args = args
-        self.devices = devices
-        self.images = images
+        self.args, self.devices, self.images = args, devices, images
         self.cells = (*networks, *optimizers)
         self.output = Path(args.output_dir)
         self.best_files = [self.output / name for name in best]
@@ -262,10 +220,9 @@ class Training:
 
     @contextlib.contextmanager
     def steps(self, batches: Iterator) -> Iterator[Iterator[tuple[int, Any]]]:
-        """Yields an iterator over the number and the batch of the steps that are left of this epoch.
+        """Yields an iterator over number and batch of the steps that are left of this epoch, whose `batches` are given.
 
-        `batches` are those. Within the block Ctrl-C waits for the end of the step, shows progress, and the state is
-        saved at its end.
+        Within the block Ctrl-C waits for the end of the step, and progress is shown; at its end the state is saved.
         """
         self.meter, self.stop, self.shown = Throughput(), False, {}
         name, total = f"epoch {self.epoch + 1}/{self.args.epochs}", self.steps_per_epoch * self.images
@@ -292,11 +249,7 @@ class Training:
                 self._leave(f"step {self.step} of epoch {self.epoch + 1}")
 
     def add(self, interrupt: bool, shown: Mapping[str, str] = {}, **numbers: float) -> None:
-        """Count a step: `numbers` are added to `totals`.
-
-        Args:
-            interrupt: some device asks to stop. shown: what progress shows beside the mean loss.
-        """
+        """Add a step's `numbers` to `totals`; `interrupt`: a device asks to stop; `shown`: beside the loss in progress."""
         for name, number in numbers.items():
             self.totals[name] = self.totals.get(name, 0) + number
         self.shown = shown
@@ -330,11 +283,7 @@ class Training:
         return (self.epoch + 1) % self.args.eval_every == 0 or self.epoch + 1 == self.args.epochs
 
     def keep_best(self, figures: Mapping, save: Callable[[], None], by: Sequence[str] = ("top1",)) -> str:
-        """Call `save` on the first device if no epoch so far has better `figures`, by those named in `by`, in order.
-
-        Returns:
-            what the line says of it.
-        """
+        """Unless an epoch had better `figures`, by those in `by`, `save`, on one device; returns what the line says."""
         if self.best is not None and [figures[name] for name in by] < [self.best[name] for name in by]:
             return ""
         self.best = {"epoch": self.epoch + 1, **figures}
@@ -353,7 +302,8 @@ class Training:
         """Write `results.json`, tell the best epoch, and return the exit status."""
         if self.devices.rank == 0:
             write_results(self.output / "results.json", {"best": self.best, **results})
-        left_out = np.count_nonzero(self.devices.sum(self.corrupt.seen()))  # several devices may have met the same
+        images = np.arange(len(self.corrupt.folder))
+        left_out = np.count_nonzero(self.devices.sum(np.isin(images, list(self.corrupt.rows))))  # each counts once
         if left_out:
             where = f" (their names: {self.output}/logs)" if self.devices.count > 1 else ""
             self.devices.say(f"{left_out} training images could not be read; others took their places{where}")

@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.drnet import DRNet
-from src.gumbelmodule import GumbelSoftmax, gumbel_noise
+from src.gumbelmodule import gumbel_noise
 from utils.cli import Interrupt, UserError
 from utils.device import ONE_DEVICE, Devices
 from utils.images import Batch, Loader, evaluation_rows
@@ -40,16 +40,15 @@ def dynamic_route(drnet: DRNet, batch_size: int, seed: int | None = None) -> Rou
     Without a seed the choice is the argmax of the scores; with one it is sampled, each image with its own Gumbel noise
     drawn from (seed, row), as the published evaluation samples.
     """
-    gumbel = GumbelSoftmax()
+    candidates = len(drnet.architecture.resolutions)
 
     def choose(batch: Batch) -> np.ndarray:
-        scores = Tensor(run_padded(drnet.predict, batch.images, batch_size))
-        noise = None
+        scores = run_padded(drnet.predict, batch.images, batch_size)
         if seed is not None:
-            noise = Tensor(np.stack([gumbel_noise(scores.shape[1:], seed, int(row)) for row in batch.rows]))
-        return gumbel(scores, noise).asnumpy().astype(bool)
+            scores = scores + np.stack([gumbel_noise((candidates,), seed, int(row)) for row in batch.rows])
+        return np.eye(candidates, dtype=bool)[scores.argmax(1)]
 
-    return Route(choose, tuple(range(len(drnet.architecture.resolutions))), True)
+    return Route(choose, tuple(range(candidates)), True)
 
 
 def fixed_route(drnet: DRNet, candidates: Iterable[int]) -> Route:

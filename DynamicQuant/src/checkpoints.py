@@ -102,7 +102,7 @@ def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         content = read_checkpoint(path)
         record = record_in(content, path)
         stored = {name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)}
-    if not {"conv1.weight", "layer4.1.conv2.weight", *CLASSIFIER} <= set(stored) or "layer1.0.conv3.weight" in stored:
+    if not {"conv1.weight", "layer4.0.conv2.weight", *CLASSIFIER} <= set(stored) or "layer1.0.conv3.weight" in stored:
         raise UserError(f"{path} looks like {kind_of(set(stored))}, not a ResNet-18; give the file of one")
     if _is_state(stored):
         raise UserError(f"{path} looks like {kind_of(set(stored))}; give the best checkpoint beside it")
@@ -138,16 +138,17 @@ def kind_of(names: set[str]) -> str:
 
 
 def _describe(path: str | Path, stored: Mapping[str, np.ndarray], record: Mapping) -> tuple[Architecture, dict]:
-    if record:
+    if not record:
+        architecture = _undescribed(path, stored)
+    else:
         names = [field.name for field in fields(Architecture)]
         try:
-            return Architecture(**{name: record[name] for name in names}), dict(record)
+            architecture = Architecture(**{name: record[name] for name in names})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path} tells of a network that this version does not know ({error}); give one of its train.py"
             ) from error
-    architecture = _undescribed(path, stored)
-    return architecture, asdict(architecture) | {"resize_size": default_resize(architecture.image_size)}
+    return architecture, asdict(architecture) | {"resize_size": default_resize(architecture.image_size)} | record
 
 
 def _undescribed(path: str | Path, stored: Mapping[str, np.ndarray]) -> Architecture:

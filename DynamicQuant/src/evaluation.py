@@ -12,6 +12,9 @@ from utils.device import ONE_DEVICE, Devices
 from utils.images import Loader, evaluation_rows
 from utils.metrics import Progress, Throughput, TopKAccuracy, cross_entropy
 
+# An epoch whose mean bits exceed the budget by more than this is best only if no other epoch keeps to it.
+TOLERANCE = 0.05
+
 
 @dataclass
 class Evaluation:
@@ -61,6 +64,13 @@ class Evaluation:
             figures["bits"] = self.mean_bits(architecture.bits)
             figures |= dict(zip((f"chosen_{bits}" for bits in architecture.bits), self.chosen.sum(0).tolist()))
         return figures
+
+    def best_figures(self, architecture: Architecture, bit_budget: float | None) -> dict:
+        """What `results.json` tells of the best epoch, and by what it is the best; None: there is no budget."""
+        mean_bits = self.mean_bits(architecture.bits) if architecture.bits else None
+        within = bit_budget is None or mean_bits <= bit_budget + TOLERANCE
+        figures = {"top1": self.top(), "top5": self.top(1), "loss": self.mean_loss()}
+        return {**figures, "within_budget": within, "mean_bits": mean_bits}
 
 
 def evaluate(

@@ -232,7 +232,9 @@ def _is_chain(stored: State) -> bool:
     """Whether these are layers, of which the first is of a ResNeSt's stem and a dense one is the last."""
     pairs = list(_pairs(stored))
     shapes = [weight.shape for weight, _ in pairs]
-    return len(pairs) > 80 and shapes[0] in ((32, 3, 3, 3), (64, 3, 3, 3)) and len(shapes[-1]) == 2
+    return (
+        len(pairs) > 0.9 * min(DEPTHS.values()) and shapes[0] in ((32, 3, 3, 3), (64, 3, 3, 3)) and len(shapes[-1]) == 2
+    )
 
 
 def _pairs(stored: State) -> list[tuple[np.ndarray, np.ndarray]]:

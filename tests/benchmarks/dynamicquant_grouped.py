@@ -57,16 +57,16 @@ def main() -> None:
 
     def three_branches() -> np.ndarray:
         logits = []
-        for batch, its in zip(images, rows):
+        for batch, places in zip(images, rows):
             features, _ = front(Tensor(batch))
-            choices = np.eye(candidates, dtype=np.float32)[its % candidates][:, None]
+            choices = np.eye(candidates, dtype=np.float32)[places % candidates][:, None]
             logits.append(back(features, Tensor(choices)).asnumpy())
         return np.concatenate(logits)
 
     def queued(predictor: Predictor) -> np.ndarray:
         logits = np.empty((rows.size, architecture.num_classes), np.float32)
-        for batch, its in zip(images, rows):
-            for done, _, found in predictor.add(batch, its):
+        for batch, places in zip(images, rows):
+            for done, _, found in predictor.add(batch, places):
                 logits[done] = found
         for done, _, found in predictor.flush():
             logits[done] = found
@@ -80,7 +80,7 @@ def main() -> None:
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
-    rates = {name: rows.size / min(its) for name, its in seconds.items()}
+    rates = {name: rows.size / min(times) for name, times in seconds.items()}
     for name, rate in rates.items():
         print(f"{name:>14}: {rate:6.2f} images/s")
     difference = np.abs(logits["grouped"] - logits["three branches"]).max()
@@ -102,13 +102,13 @@ def main() -> None:
     }
     best = dict.fromkeys(parts, float("inf"))
     for _ in range(rounds):
-        for name, (cell, words) in parts.items():
+        for name, (cell, inputs) in parts.items():
             start = time.perf_counter()
-            out = cell(*words)
+            out = cell(*inputs)
             (out[0] if isinstance(out, tuple) else out).asnumpy()
             best[name] = min(best[name], time.perf_counter() - start)
-    for name, its in best.items():
-        print(f"{name:>22}: {1e3 * its:6.0f}")
+    for name, time_of in best.items():
+        print(f"{name:>22}: {1e3 * time_of:6.0f}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Every training key of the config has an effect: with another value, other batches or another training.
 
-The network is a small one, because every training compiles graphs of its own; all else is what train.py runs.
+The network is a small one, because every training compiles graphs of its own; all else is what train.py runs. The fast
+tests compile nothing.
 """
 
 import csv
+import functools
 import importlib.util
 import signal
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from conftest import ROOT, run_script
@@ -15,6 +18,7 @@ from mindspore import nn
 from src.configs.settings import SETTINGS, load_config
 from src.data.imagenet import TrainingBatches, evaluation_loader, training_loader
 
+from utils.device import ONE_DEVICE
 from utils.images import open_split
 
 FOLDER = ROOT / "DDRNet"
@@ -94,11 +98,12 @@ TRAINING = [
     ("crop_pct", "0.5", {}),
     ("eval_every", "2", {}),
 ]
+RATES = {"base_lr", "warmup_lr", "min_lr", "warmup_length", "lr_scheduler", "lr_adjust", "lr_gamma"}
 # Tested elsewhere, with what they need.
 ELSEWHERE = {
     *("arch", "set", "num_classes", "data_url", "num_parallel_workers", "strict", "output_dir"),  # test_commands.py
     *("pretrained", "finetune", "resume", "device_target", "device_id", "device_num"),  # test_commands.py
-    *("rank_table_file",),  # tests/utils/test_launcher.py
+    *("rank_table_file", "server_num", "server_rank", "master_addr", "master_port"),  # tests/utils/test_launcher.py
     *("run_modelarts", "train_url"),  # test_moxing.py
 }
 
@@ -131,6 +136,7 @@ def train():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.get_network = lambda args, rate: Small(args.num_classes, rate)
+    module.plot = lambda *words: None  # takes longer than the training; test_commands.py looks at it
     return module
 
 
@@ -149,48 +155,63 @@ def settings(place, values: dict, output="out"):
     return load_config("train", "", [*SAMPLE, *common, *words])
 
 
-def batches(place, values: dict) -> list:
+@pytest.fixture(scope="module")
+def batches(place):
     """Two epochs of what the network is fed with: a list of (images, targets) for each step."""
-    args = settings(place, values)
-    with training_loader(open_split(args.data_url, "train", 2), args) as loader:
-        stream = TrainingBatches(loader, args)
-        return [
-            [(images.tobytes(), targets.tobytes()) for images, targets, _ in parts]
-            for epoch in range(2)
-            for parts in stream.epoch(epoch)
-        ]
+
+    @functools.cache
+    def batches(values: tuple) -> list:
+        args = settings(place, dict(values))
+        with training_loader(open_split(args.data_url, "train", 2), args) as loader:
+            stream = TrainingBatches(loader, args)
+            return [
+                [(images.tobytes(), targets.tobytes()) for images, targets, _ in parts]
+                for epoch in range(2)
+                for parts in stream.epoch(epoch)
+            ]
+
+    return lambda values: batches(tuple(values.items()))
 
 
 @pytest.mark.parametrize(("key", "value", "common"), INPUT, ids=lambda value: str(value)[:30])
-def test_another_value_feeds_the_network_otherwise(place, key, value, common):
+def test_another_value_feeds_the_network_otherwise(batches, key, value, common):
     common = {**BASE, **common}
-    assert batches(place, common) != batches(place, {**common, key: value})
+    assert batches(common) != batches({**common, key: value})
 
 
-def test_the_same_settings_give_the_same_batches_with_any_number_of_processes(place):
-    assert batches(place, BASE) == batches(place, {**BASE, "num_parallel_workers": "3"})
+def test_the_same_settings_give_the_same_batches_with_any_number_of_processes(batches):
+    assert batches(BASE) == batches({**BASE, "num_parallel_workers": "3"})
 
 
-@pytest.fixture(scope="module")
-def record(train, place):
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(ms.PYNATIVE_MODE, id="pynative"),
+        pytest.param(ms.GRAPH_MODE, id="graph", marks=pytest.mark.full),  # as train.py; each training compiles
+    ],
+)
+def record(train, place, request):
     """What a training with these settings leaves: the rows of steps.csv and of metrics.csv."""
+    ms.set_context(mode=request.param)
     known = {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def record(values: dict) -> list[list[dict]]:
         if (key := str(values)) not in known:
-            args = settings(place, values, f"out/{len(known)}")
-            output = Path(args.output_dir)
+            args = settings(place, values, f"out/{request.param}/{len(known)}")
             folders = [open_split(args.data_url, split, 2) for split in ("train", "val")]
             with training_loader(folders[0], args) as train_loader, evaluation_loader(folders[1], args) as val_loader:
-                assert train.train(args, output, train_loader, val_loader) == 0
-            rows = [list(csv.DictReader((output / name).open())) for name in ("steps.csv", "metrics.csv")]
+                assert train.train(args, ONE_DEVICE, train_loader, val_loader) == 0
+            rows = [
+                list(csv.DictReader((Path(args.output_dir) / name).open())) for name in ("steps.csv", "metrics.csv")
+            ]
             for row in rows[1]:
                 row.pop("train_images_per_s")
             known[key] = rows
         return known[key]
 
     yield record
+    ms.set_context(mode=ms.GRAPH_MODE)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -200,8 +221,13 @@ def test_another_value_makes_another_training(record, key, value, common):
     common = {**BASE, **common}
     one, other = record(common), record({**common, key: value})
     if key not in ("epochs", "eval_every", "crop_pct", "loss_scale", "is_dynamic_loss_scale"):
-        # Not what is only written down, but what comes of it.
-        one, other = ([(row["loss"], row["grad_norm"]) for row in steps] for steps, _ in (one, other))
+        # Not what is only written down, but what comes of it. Without a graph MindSpore's SGD stays at its first rate.
+        columns = (
+            "loss",
+            "grad_norm",
+            *(["lr"] if key in RATES and ms.get_context("mode") == ms.PYNATIVE_MODE else []),
+        )
+        one, other = ([[row[name] for name in columns] for row in steps] for steps, _ in (one, other))
     assert one != other
 
 

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from src.tools.cell import cast_amp
-from src.tools.criterion import SoftTargetCrossEntropy, cross_entropy
+from src.tools.criterion import SoftTargetCrossEntropy
 from src.tools.optimizer import make_optimizer
 from src.tools.schedulers import learning_rates
 from src.trainers.train_one_step import Update
+
+from utils.metrics import cross_entropy
 
 RNG = np.random.default_rng(0)
 

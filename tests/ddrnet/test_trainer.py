@@ -37,12 +37,30 @@ def batch(seed, count=4):
     return images, rng.dirichlet(np.ones(3), count).astype(np.float32), None
 
 
-def make(clip=None, loss_scale=1024.0, dynamic=True, momentum=0.0):
+@pytest.fixture(scope="module")
+def compiled():
+    """A network and its step, whose graphs are compiled once; and the network's weights at the start."""
     ms.set_context(mode=ms.GRAPH_MODE)
     network = Linear()
     network.set_train(True)
-    optimizer = make_optimizer("momentum", network.trainable_params(), 1.0, 0.0, momentum, False, (0.9, 0.999), 0.9)
-    return network, TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, LossScale(loss_scale, dynamic), clip)
+    optimizer = make_optimizer("momentum", network.trainable_params(), 1.0, 0.0, 0.0, False, (0.9, 0.999), 0.9)
+    step = TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, LossScale(1024.0, True), None)
+    return network, step, [parameter.asnumpy().copy() for parameter in network.trainable_params()]
+
+
+@pytest.fixture
+def make(compiled):
+    """Gives the network and the step as new, with this clipping and loss scale, which are no part of the graphs."""
+    network, step, weights = compiled
+
+    def make(clip=None, loss_scale=1024.0, dynamic=True):
+        for parameter, weight in zip(network.trainable_params(), weights):
+            parameter.set_data(Tensor(weight))
+        step.clear()
+        step.clip, step.loss_scale = clip, LossScale(loss_scale, dynamic)
+        return network, step
+
+    return make
 
 
 def reference(network, batches):
@@ -63,7 +81,7 @@ def reference(network, batches):
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_a_step_is_the_mean_gradient_clipped_to_its_global_norm(clip, parts):
+def test_a_step_is_the_mean_gradient_clipped_to_its_global_norm(make, clip, parts):
     network, step = make(clip)
     batches = [batch(seed) for seed in range(parts)]
     if parts > 1:
@@ -86,7 +104,7 @@ def test_a_step_is_the_mean_gradient_clipped_to_its_global_norm(clip, parts):
     )
 
 
-def test_keep_reaches_the_network():
+def test_keep_reaches_the_network(make):
     network, step = make()
     images, targets, _ = batch(0)
     keep = np.random.default_rng(3).integers(0, 2, (4, 12)).astype(np.float32)
@@ -94,7 +112,7 @@ def test_keep_reaches_the_network():
     assert step([(images, targets, keep)], LR).loss == pytest.approx(loss, rel=1e-5)
 
 
-def test_an_overflow_skips_the_step_and_halves_a_dynamic_scale():
+def test_an_overflow_skips_the_step_and_halves_a_dynamic_scale(make):
     network, step = make(loss_scale=2.0**127)  # times a gradient above 2, beyond float32
     images, targets, keep = batch(0)
     parts = [(100 * images, targets, keep)]
@@ -110,7 +128,7 @@ def test_an_overflow_skips_the_step_and_halves_a_dynamic_scale():
     assert np.isfinite(network.dense.weight.asnumpy()).all()
 
 
-def test_a_fixed_scale_stays_and_too_many_overflows_end_the_training():
+def test_a_fixed_scale_stays_and_too_many_overflows_end_the_training(make):
     _, step = make(loss_scale=2.0**127, dynamic=False)
     images, targets, keep = batch(0)
     parts = [(100 * images, targets, keep)]
@@ -138,7 +156,7 @@ def test_a_dynamic_scale_doubles_after_a_window_without_overflow():
     assert fixed.value == 8
 
 
-def test_a_scaled_loss_gives_the_same_step():
+def test_a_scaled_loss_gives_the_same_step(make):
     after = []
     for scale in (1.0, 4096.0):
         network, step = make(loss_scale=scale, dynamic=False)
@@ -147,7 +165,7 @@ def test_a_scaled_loss_gives_the_same_step():
     np.testing.assert_allclose(*after, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make):
     network, step = make()
     before = network.dense.weight.asnumpy().copy()
     images, targets, keep = batch(0)

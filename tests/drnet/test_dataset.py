@@ -1,15 +1,27 @@
 """Preprocessing against the published pipeline; order, augmentation and corrupt files."""
 
 import json
+from argparse import Namespace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
-from src.dataset import Augmentation, decode, evaluation_batches, preprocess, training_batches
+from src.dataset import (
+    MEAN,
+    STD,
+    Augmentation,
+    decode,
+    evaluation_loader,
+    preprocess,
+    training_batches,
+    training_loader,
+)
 
-from utils.images import ImageFolder
+from utils.cli import UserError
+from utils.images import ImageFolder, evaluation_rows
 
 EXPECTED = json.loads((Path(__file__).parents[1] / "golden" / "preprocessing.json").read_text())["DRNet"]
 AUGMENT = Augmentation((0.3, 1.0), (0.75, 4 / 3), 0.5)
@@ -17,14 +29,33 @@ AUGMENT = Augmentation((0.3, 1.0), (0.75, 4 / 3), 0.5)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three classes of 5, 4 and 3 small images of varied shapes; the pixels are noise."""
+    """Three classes of 5, 4 and 3 small images of varied shapes; row k is noise around the grey level 10 + 20 k."""
     rng = np.random.default_rng(0)
+    levels = iter(range(10, 250, 20))
     for name, count in (("a", 5), ("b", 4), ("c", 3)):
         (tmp_path / "val" / name).mkdir(parents=True)
         for k in range(count):
-            pixels = rng.integers(0, 255, (40 + k, 52 - k, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "val" / name / f"{k}.JPEG")
+            pixels = next(levels) + rng.integers(-8, 9, (40 + k, 52 - k, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "val" / name / f"{k}.png")
     return ImageFolder(tmp_path / "val")
+
+
+def settings(**others) -> Namespace:
+    values = {"image_size": 16, "resize_size": 16, "crop_scale": [0.3, 1.0], "crop_ratio": [0.75, 4 / 3], "flip": 0.5}
+    return Namespace(**{**values, "batch_size": 4, "num_workers": 1, "device_num": 1, "seed": 7, **others})
+
+
+def evaluated(folder, batch_size, workers=1, rank=0, devices=1):
+    """The rows, labels and images that one of several devices reads for an evaluation, and the corrupt rows."""
+    args = settings(image_size=32, resize_size=36, batch_size=batch_size, num_workers=workers)
+    with evaluation_loader(folder, args, devices) as loader:
+        # A batch holds until the next one is asked for.
+        batches = [
+            (batch.rows, batch.labels, batch.images.copy(), batch.corrupt)
+            for batch in loader.batches(evaluation_rows(folder, rank, devices))
+        ]
+    rows, labels, images, corrupt = zip(*batches)
+    return np.concatenate(rows).tolist(), np.concatenate(labels).tolist(), np.concatenate(images), [*chain(*corrupt)]
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -59,53 +90,73 @@ def test_other_colour_modes_become_rgb(tmp_path, mode):
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(5, 1), (12, 3), (50, 2)])
 def test_evaluation_gives_every_image_once_and_in_order(folder, batch_size, workers):
-    batches = list(evaluation_batches(folder, 32, 36, batch_size, workers))
-    assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(12))
-    assert np.concatenate([batch.labels for batch in batches]).tolist() == folder.labels.tolist()
-    wanted = np.stack([preprocess(decode(path), 32, 36) for path in folder.paths])
-    np.testing.assert_array_equal(np.concatenate([batch.images for batch in batches]), wanted)
+    rows, labels, images, corrupt = evaluated(folder, batch_size, workers)
+    assert rows == list(range(12)) and labels == [0] * 5 + [1] * 4 + [2] * 3 and not corrupt
+    np.testing.assert_array_equal(images, np.stack([preprocess(decode(path), 32, 36) for path in folder.paths]))
 
 
-def test_evaluation_over_ranks_covers_every_image_once(folder):
-    rows = [
-        row for rank in range(5) for batch in evaluation_batches(folder, 32, 36, 2, 1, rank, 5) for row in batch.rows
-    ]
+def test_evaluation_over_devices_covers_every_image_once(folder):
+    rows = [row for rank in range(5) for row in evaluated(folder, 2, rank=rank, devices=5)[0]]
     assert sorted(rows) == list(range(12))
 
 
 def test_corrupt_files_are_reported_and_left_out(folder):
     folder.paths[3].write_bytes(folder.paths[3].read_bytes()[:100])
     folder.paths[7].write_bytes(b"")
-    batches = list(evaluation_batches(folder, 32, 36, 5, 2))
-    assert [row for batch in batches for row in batch.corrupt] == [3, 7]
-    assert np.concatenate([batch.rows for batch in batches]).tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    rows, _, _, corrupt = evaluated(folder, 5, 2)
+    assert corrupt == [3, 7] and rows == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
 
 
-def stream(folder, batch_size=4, workers=1, epoch=0, first_step=0, rank=0, ranks=1):
-    batches = list(training_batches(folder, 16, AUGMENT, batch_size, workers, 7, epoch, first_step, rank, ranks))
-    return np.concatenate([b.rows for b in batches]), np.concatenate([b.images for b in batches])
+def stream(folder, epoch=0, first_step=0, rank=0, devices=1, **others):
+    """The views of an epoch, and the row of each, told from its grey level; also the corrupt rows of each step."""
+    args = settings(device_num=devices, **others)
+    with training_loader(folder, args) as loader:
+        batches = [
+            (views.copy(), labels.copy(), corrupt)
+            for views, labels, corrupt in training_batches(loader, args, epoch, first_step, rank, devices)
+        ]
+    views, labels, corrupt = zip(*batches)
+    views = np.concatenate(views)
+    levels = (views * STD[:, None, None] + MEAN[:, None, None]).mean((1, 2, 3)) * 255
+    rows = np.round((levels - 10) / 20).astype(int)
+    assert folder.labels[rows].tolist() == np.concatenate(labels).tolist()
+    return rows, views, list(corrupt)
 
 
 def test_training_order_and_views_depend_on_seed_epoch_and_image_alone(folder):
-    rows, views = stream(folder)
+    rows, views, _ = stream(folder)
     assert sorted(rows) == list(range(12)) and rows.tolist() != list(range(12))
-    other_rows, other_views = stream(folder, batch_size=3, workers=3)
+    other_rows, other_views, _ = stream(folder, batch_size=3, num_workers=3)
     np.testing.assert_array_equal(rows, other_rows)
     np.testing.assert_array_equal(views, other_views)
-    resumed_rows, resumed_views = stream(folder, first_step=2)
+    resumed_rows, resumed_views, _ = stream(folder, first_step=2)
     np.testing.assert_array_equal(rows[8:], resumed_rows)
     np.testing.assert_array_equal(views[8:], resumed_views)
-    next_rows, next_views = stream(folder, epoch=1)
-    assert rows.tolist() != next_rows.tolist()
-    assert np.abs(views[np.argsort(rows)] - next_views[np.argsort(next_rows)]).max() > 0.1
+    for change in ({"epoch": 1}, {"seed": 8}):
+        next_rows, next_views, _ = stream(folder, **change)
+        assert rows.tolist() != next_rows.tolist()
+        assert np.abs(views[np.argsort(rows)] - next_views[np.argsort(next_rows)]).max() > 0.1
 
 
-def test_a_step_takes_the_same_images_for_any_number_of_ranks(folder):
-    rows, _ = stream(folder, batch_size=4)
-    parts = [stream(folder, batch_size=2, rank=rank, ranks=2)[0] for rank in (0, 1)]
+def test_a_step_takes_the_same_images_for_any_number_of_devices(folder):
+    rows, *_ = stream(folder)
+    parts = [stream(folder, batch_size=2, rank=rank, devices=2)[0] for rank in (0, 1)]
     for step in range(3):
         both = np.concatenate([part[2 * step : 2 * step + 2] for part in parts])
         assert both.tolist() == rows[4 * step : 4 * step + 4].tolist()
+
+
+def test_other_images_take_the_places_of_corrupt_ones(folder):
+    rows, *_ = stream(folder)
+    bad = rows[4:7].tolist()
+    for row in bad:
+        folder.paths[row].write_bytes(b"no image")
+    left, _, corrupt = stream(folder)
+    assert [sorted(step) for step in corrupt] == [[], sorted(bad), []]
+    assert left.tolist() == [*rows[:4], *[rows[7]] * 4, *rows[8:]]
+    folder.paths[int(rows[7])].write_bytes(b"no image")
+    with pytest.raises(UserError, match="no image of a whole batch can be read"):
+        stream(folder)
 
 
 def test_crops_lie_in_the_image_and_in_the_ranges():

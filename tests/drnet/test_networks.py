@@ -109,7 +109,7 @@ def test_gmacs_are_the_counted_ones():
 
 
 def test_other_classes_candidates_and_sizes():
-    drnet = DRNet(Architecture((96, 64, 48, 32), 40, 96, 7, "per_resolution"))
+    drnet = DRNet(Architecture((96, 64, 48, 32), 40, 96, 7, "per_resolution", (1, 1, 1, 1)))
     x = Tensor(images(3, 96))
     assert drnet.predict(x).shape == (3, 4)
     assert drnet.classify[3](x).shape == (3, 7)

@@ -1,7 +1,5 @@
 """The training step against the whole loss differentiated in one piece, and its BN statistics against NumPy."""
 
-import json
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -10,9 +8,10 @@ from drnet.tiny import tiny_drnet
 from mindspore import Tensor, ops
 from src.gumbelmodule import gumbel_noise
 from src.layers import Resize
-from src.trainer import Trainer, learning_rates, load_state, make_optimizer, save_state
+from src.trainer import TrainOneStep, learning_rates, make_optimizer
 
 from utils.cli import UserError
+from utils.training import load_state, save_state
 
 BATCH = 12
 RNG = np.random.default_rng(3)
@@ -21,12 +20,7 @@ LABELS = RNG.integers(0, 7, BATCH).astype(np.int32)
 # Noise that large decides the choice: 0 and 2 only, so that the group of 24 px is empty.
 CHOICE = np.array([0, 2, 2, 0, 0, 2, 0, 2, 0, 0, 2, 0])
 NOISE = gumbel_noise((BATCH, 3), 1) + 50 * np.eye(3, dtype=np.float32)[CHOICE]
-SOFT_NOISE = gumbel_noise((BATCH, 3), 2)
-
-
-@pytest.fixture(autouse=True)
-def graph_mode():
-    ms.set_context(mode=ms.GRAPH_MODE)
+SOFT_NOISE = gumbel_noise((BATCH, 3), 2) - np.float32([0, 50, 0])
 
 
 def sgd(network, rate=1.0):
@@ -34,8 +28,49 @@ def sgd(network, rate=1.0):
     return make_optimizer("sgd", network, np.full(10, rate, np.float32), 0.0, 0.0)
 
 
-def values(network):
-    return {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
+def values(*networks):
+    return {parameter.name: parameter.asnumpy().copy() for net in networks for parameter in net.get_parameters()}
+
+
+def put_back(before, *networks):
+    for network in networks:
+        for parameter in network.get_parameters():
+            parameter.set_data(Tensor(before[parameter.name]))
+
+
+@pytest.fixture(autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Networks and the step that fine-tunes them, which all tests share that train on 32 and 16 px."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    drnet = tiny_drnet()
+    return drnet, TrainOneStep(drnet, [sgd(drnet.classifier), sgd(drnet.predictor)], BATCH, temperature=1.0)
+
+
+@pytest.fixture
+def finetune(compiled):
+    """The same, with its weights put back afterwards."""
+    drnet, train_step = compiled
+    before = values(drnet.classifier, drnet.predictor)
+    yield drnet, train_step
+    put_back(before, drnet.classifier, drnet.predictor)
+
+
+def assert_descends(before, after, weights, gradients):
+    """Whether a step of rate 1 was one down the gradient."""
+    moved = 0
+    for weight, gradient in zip(weights, gradients):
+        gradient = gradient.asnumpy()
+        step = before[weight.name] - after[weight.name]
+        np.testing.assert_allclose(step, gradient, atol=2e-5 + 2e-4 * np.abs(gradient).max(), err_msg=weight.name)
+        moved += np.abs(gradient).max() > 1e-4
+    return moved
 
 
 def whole_loss(drnet, noise, budget):
@@ -63,63 +98,56 @@ def whole_loss(drnet, noise, budget):
 
 
 @pytest.mark.parametrize(("noise", "budget"), [(NOISE, (10.0, 0.7)), (SOFT_NOISE, (0.001, 0.7))])
-def test_finetune_step_takes_the_gradient_of_the_whole_loss(noise, budget):
-    drnet = tiny_drnet()
-    drnet.set_train(True)
+def test_finetune_step_takes_the_gradient_of_the_whole_loss(finetune, noise, budget):
+    drnet, train_step = finetune
     weights = [*drnet.classifier.trainable_params(), *drnet.predictor.trainable_params()]
-    before = values(drnet.classifier) | values(drnet.predictor)
+    before = values(drnet.classifier, drnet.predictor)
+    drnet.set_train(True)
     ms.set_context(mode=ms.PYNATIVE_MODE)
     loss, choice = whole_loss(drnet, noise, budget)
     drnet.set_train(True)
     wanted, gradients = ms.value_and_grad(loss, None, ms.ParameterTuple(weights))()
-    for network in (drnet.classifier, drnet.predictor):  # undo the statistics of this reference run
-        for parameter in network.get_parameters():
-            parameter.set_data(Tensor(before[parameter.name]))
+    put_back(before, drnet.classifier, drnet.predictor)  # undo the statistics of this reference run
     ms.set_context(mode=ms.GRAPH_MODE)
 
-    trainer = Trainer(drnet, [sgd(drnet.classifier), sgd(drnet.predictor)], BATCH, 1, 1.0, budget)
-    result = trainer.step(IMAGES, LABELS, noise)
+    train_step.budget = budget
+    result = train_step(IMAGES, LABELS, noise)
     assert result.chosen.tolist() == np.bincount(choice, minlength=3).tolist()
     assert result.loss == pytest.approx(float(wanted.asnumpy()), rel=1e-5)
-    assert result.images == BATCH
-    after = values(drnet.classifier) | values(drnet.predictor)
-    moved = 0
-    for weight, gradient in zip(weights, gradients):
-        gradient = gradient.asnumpy()
-        step = before[weight.name] - after[weight.name]
-        np.testing.assert_allclose(step, gradient, atol=2e-5 + 2e-4 * np.abs(gradient).max(), err_msg=weight.name)
-        moved += np.abs(gradient).max() > 1e-4
-    assert moved > 60
+    assert assert_descends(before, values(drnet.classifier, drnet.predictor), weights, gradients) > 60
 
 
-def test_each_bn_learns_from_its_own_images_and_once_a_step():
-    drnet = tiny_drnet()
-    before = values(drnet.classifier) | values(drnet.predictor)
-    trainer = Trainer(drnet, [sgd(drnet.classifier, 1e-9), sgd(drnet.predictor, 1e-9)], BATCH, 1, 1.0, (0.01, 0.2))
-    trainer.step(IMAGES, LABELS, NOISE)
-    after = values(drnet.classifier) | values(drnet.predictor)
-
-    def advanced(name, conv, images):
-        features = conv(Tensor(images)).asnumpy().astype(np.float64)
-        count = features.size / features.shape[1]
+def test_each_bn_learns_from_its_own_images_and_once_a_step(finetune):
+    drnet, train_step = finetune
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    convolution, of_predictor = drnet.classifier.conv1, drnet.predictor.conv1
+    small = Resize(16)
+    features = {
+        "classifier.bn1.bn_0": convolution(Tensor(IMAGES[CHOICE == 0])),
+        "classifier.bn1.bn_2": convolution(small(Tensor(IMAGES[CHOICE == 2]))),
+        "predictor.bn1": of_predictor(small(Tensor(IMAGES))),
+    }
+    features = {name: tensor.asnumpy().astype(np.float64) for name, tensor in features.items()}
+    ms.set_context(mode=ms.GRAPH_MODE)
+    before = values(drnet.classifier, drnet.predictor)
+    train_step.budget = (0.01, 0.2)
+    train_step(IMAGES, LABELS, NOISE)
+    after = values(drnet.classifier, drnet.predictor)
+    for name, array in features.items():
+        count = array.size / array.shape[1]
         for kind, new in (
-            ("mean", features.mean((0, 2, 3))),
-            ("variance", features.var((0, 2, 3)) * count / (count - 1)),
+            ("mean", array.mean((0, 2, 3))),
+            ("variance", array.var((0, 2, 3)) * count / (count - 1)),
         ):
             wanted = 0.9 * before[f"{name}.moving_{kind}"] + 0.1 * new
             np.testing.assert_allclose(after[f"{name}.moving_{kind}"], wanted, rtol=1e-4, atol=1e-5)
-
-    conv = drnet.classifier.conv1
-    advanced("classifier.bn1.bn_0", conv, IMAGES[CHOICE == 0])
-    advanced("classifier.bn1.bn_2", conv, Resize(16)(Tensor(IMAGES[CHOICE == 2])).asnumpy())
-    advanced("predictor.bn1", drnet.predictor.conv1, Resize(16)(Tensor(IMAGES)).asnumpy())
     for name in before:
         if ".bn_1." in name and "moving" in name:
             np.testing.assert_array_equal(before[name], after[name])
 
 
 def test_pretrain_step_sums_the_losses_of_all_resolutions():
-    drnet = tiny_drnet()
+    drnet = tiny_drnet((32, 16))
     drnet.set_train(True)
     weights = drnet.classifier.trainable_params()
     before = values(drnet.classifier)
@@ -129,44 +157,43 @@ def test_pretrain_step_sums_the_losses_of_all_resolutions():
         return sum(ops.cross_entropy(classify(Tensor(IMAGES)), Tensor(LABELS)) for classify in drnet.classify)
 
     wanted, gradients = ms.value_and_grad(loss, None, ms.ParameterTuple(weights))()
-    for parameter in drnet.classifier.get_parameters():
-        parameter.set_data(Tensor(before[parameter.name]))
-    ms.set_context(mode=ms.GRAPH_MODE)
-    trainer = Trainer(drnet, [sgd(drnet.classifier)], BATCH)
-    result = trainer.step(IMAGES, LABELS)
+    put_back(before, drnet.classifier)
+    predictor = values(drnet.predictor)
+    result = TrainOneStep(drnet, [sgd(drnet.classifier)], BATCH)(IMAGES, LABELS)
     assert result.loss == pytest.approx(float(wanted.asnumpy()), rel=1e-5)
-    assert result.images == BATCH and result.chosen.tolist() == [BATCH] * 3
-    after = values(drnet.classifier)
-    for weight, gradient in zip(weights, gradients):
-        gradient = gradient.asnumpy()
-        step = before[weight.name] - after[weight.name]
-        np.testing.assert_allclose(step, gradient, atol=2e-5 + 2e-4 * np.abs(gradient).max(), err_msg=weight.name)
+    assert result.chosen.tolist() == [BATCH] * 2
+    assert_descends(before, values(drnet.classifier), weights, gradients)
+    for name, array in values(drnet.predictor).items():
+        np.testing.assert_array_equal(predictor[name], array)
 
 
-def test_lone_images_and_empty_batches_do_no_harm():
+def test_a_lone_image_does_no_harm(finetune):
     """At these sizes the last feature map is one pixel: a BN cannot learn from one image there."""
-    drnet = tiny_drnet()
-    trainer = Trainer(drnet, [sgd(drnet.classifier, 1e-3), sgd(drnet.predictor, 1e-3)], BATCH, 1, 1.0, (0.001, 0.2))
+    drnet, train_step = finetune
+    train_step.budget = (0.001, 0.2)
+    before = values(drnet.classifier)
     noise = gumbel_noise((BATCH, 3), 1) + 50 * np.eye(3, dtype=np.float32)[[1] + [0] * (BATCH - 1)]
-    assert trainer.step(IMAGES, LABELS, noise).chosen.tolist() == [BATCH - 1, 1, 0]
-    assert trainer.step(IMAGES[:1], LABELS[:1], noise[:1]).images == 0
-    assert trainer.step(IMAGES[:0], LABELS[:0], noise[:0]).images == 0
-    for name, array in (values(drnet.classifier) | values(drnet.predictor)).items():
-        assert np.isfinite(array).all(), name
+    assert train_step(IMAGES, LABELS, noise).chosen.tolist() == [BATCH - 1, 1, 0]
+    after = values(drnet.classifier, drnet.predictor)
+    assert all(np.isfinite(array).all() for array in after.values())
+    for name, array in before.items():
+        if ".bn_1." in name:
+            np.testing.assert_array_equal(array, after[name])
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
-    drnet = tiny_drnet()
-    trainer = Trainer(drnet, [sgd(drnet.classifier)], BATCH)
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(finetune):
+    drnet, train_step = finetune
     bias = drnet.classifier.end_point.bias
     bias.set_data(Tensor(np.full(bias.shape, np.inf, np.float32)))
-    weights = {weight.name: weight.asnumpy().copy() for weight in drnet.classifier.trainable_params()}
+    weights = [*drnet.classifier.trainable_params(), *drnet.predictor.trainable_params()]
+    before = {weight.name: weight.asnumpy().copy() for weight in weights}
     with pytest.raises(UserError, match="diverged"):
-        trainer.step(IMAGES, LABELS)
-    for weight in drnet.classifier.trainable_params():
-        np.testing.assert_array_equal(weights[weight.name], weight.asnumpy())
+        train_step(IMAGES, LABELS, NOISE)
+    for weight in weights:
+        np.testing.assert_array_equal(before[weight.name], weight.asnumpy())
 
 
+@pytest.mark.full
 def test_two_workers_step_as_one_with_an_empty_group(tmp_path):
     """Rank 1's images all choose 32 px, so its other groups are empty; BN frozen, since its statistics are local."""
     script = ROOT / "tests" / "drnet" / "two_workers.py"
@@ -178,12 +205,12 @@ def test_two_workers_step_as_one_with_an_empty_group(tmp_path):
     one, two = np.load(one), np.load(two)
     assert set(one.files) == set(two.files)
     assert one["chosen"].tolist() == two["chosen"].tolist() == [[8, 2, 2], [8, 2, 2]]
+    assert one["correct"].tolist() == two["correct"].tolist()
+    assert one["interrupt"].tolist() == two["interrupt"].tolist() == [False, True]
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
-    moved = 0.0
     for name in one.files:
-        if name not in ("chosen", "loss", "start"):
+        if "." in name:
             np.testing.assert_allclose(one[name], two[name], atol=1e-5, err_msg=name)
-            moved += np.abs(one[name]).sum()
     assert np.abs(one["classifier.end_point.bias"] - one["start"]).max() > 1e-4
 
 
@@ -195,31 +222,30 @@ def test_learning_rates_of_a_hand_worked_schedule():
     np.testing.assert_allclose(rates, [0.2, 0.1 + 0.1 / 2**0.5, 0.1, 0.1 - 0.1 / 2**0.5], rtol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_state_restores_the_next_step_exactly(tmp_path, name):
     def start():
         drnet = tiny_drnet()
         rates = learning_rates(0.01, "cosine", 1, 6, 0.3, 1, 0.1)
-        optimizers = [
-            make_optimizer(name, network, rates, 0.9, 1e-3) for network in (drnet.classifier, drnet.predictor)
-        ]
-        return drnet, optimizers, Trainer(drnet, optimizers, BATCH, 1, 1.0, (0.01, 0.2))
+        networks = [drnet.classifier, drnet.predictor]
+        optimizers = [make_optimizer(name, network, rates, 0.9, 1e-3) for network in networks]
+        return [*networks, *optimizers], TrainOneStep(drnet, optimizers, BATCH, temperature=1.0, budget=(0.01, 0.2))
 
-    drnet, optimizers, trainer = start()
+    cells, train_step = start()
     settings, position = {"lr": 0.01, "sizes": (32, 24, 16)}, {"epoch": 1, "step": 2}
     for step in range(4):
         if step == 2:
-            save_state(tmp_path / "resume.ckpt", drnet, optimizers, settings, position)
-        straight = trainer.step(IMAGES, LABELS, gumbel_noise((BATCH, 3), step))
-    wanted = values(drnet.classifier) | values(drnet.predictor)
+            save_state(tmp_path / "resume.ckpt", cells, settings, position)
+        straight = train_step(IMAGES, LABELS, gumbel_noise((BATCH, 3), step))
+    wanted = values(*cells)
 
-    drnet, optimizers, trainer = start()
-    assert load_state(tmp_path / "resume.ckpt", drnet, optimizers, settings) == position
+    cells, train_step = start()
+    assert load_state(tmp_path / "resume.ckpt", cells, settings) == position
     for step in (2, 3):
-        resumed = trainer.step(IMAGES, LABELS, gumbel_noise((BATCH, 3), step))
+        resumed = train_step(IMAGES, LABELS, gumbel_noise((BATCH, 3), step))
     assert resumed.loss == pytest.approx(straight.loss, abs=1e-6)
-    for key, array in (values(drnet.classifier) | values(drnet.predictor)).items():
+    for key, array in values(*cells).items():
         np.testing.assert_allclose(array, wanted[key], atol=1e-6, err_msg=key)
     with pytest.raises(UserError, match=r"lr 0\.01 \(now 0\.02\)"):
-        load_state(tmp_path / "resume.ckpt", drnet, optimizers, settings | {"lr": 0.02})
-    assert json.loads(json.dumps(position)) == position
+        load_state(tmp_path / "resume.ckpt", cells, settings | {"lr": 0.02})

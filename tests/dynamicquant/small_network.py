@@ -1,11 +1,17 @@
-"""Run by test_commands.py: train.py with the network of tiny.py, by one process or by several through msrun.
+"""Runs train.py, eval.py or export.py with a network like that of tiny.py, which compiles quickly.
 
-python small_network.py NUMBER_OF_WORKERS BN FLAGS_OF_TRAIN
+python small_network.py SCRIPT FORM FLAGS_OF_THE_SCRIPT
 
-The small network compiles quickly. BN is "own" or "frozen": BNs learn from their own device's images only, and
-MindSpore has no synchronised BN on CPU; frozen, the workers together compute what one computes.
+FORM is one of:
+
+- plain;
+- eager: nothing is compiled;
+- frozen: BNs do not learn from their images. MindSpore has no synchronised BN on CPU, so they learn from their own
+  device's images only; frozen, several devices together compute what one computes.
 """
 
+import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -13,12 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "DynamicQuant"), str(ROOT / "tests"), str(ROOT)]
 
 from utils.cli import run
-from utils.launcher import is_scheduler, is_worker, launch
+from utils.device import Devices, join_devices
+from utils.launcher import distribute
 
 # isort: split
+import mindspore as ms
 import mindspore.nn as nn
 import src.resnet as resnet
-import train
 from dynamicquant import tiny
 
 
@@ -27,16 +34,27 @@ class Frozen(nn.BatchNorm2d):
         super().__init__(channels, use_batch_statistics=False)
 
 
-def main() -> int:
-    workers, bn, *flags = sys.argv[1:]
-    if int(workers) > 1 and not is_worker() and not is_scheduler():
-        output = Path(flags[flags.index("--output_dir") + 1])
-        return launch(Path(__file__), sys.argv[1:], int(workers), output / "logs")
-    vars(resnet).update(tiny.SIZES)
-    if bn == "frozen":
+def join_eagerly(args: argparse.Namespace) -> Devices:
+    devices = join_devices(args)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    return devices
+
+
+def main() -> int | None:
+    name, form, *flags = sys.argv[1:]
+    vars(resnet).update(tiny.SIZES, WIDTHS=tiny.WIDER)
+    script = importlib.import_module(name)
+    if name == "train":
+        # train.py would start itself on the other devices.
+        status = distribute(script.load_config("train", "", flags), __file__)
+        if status is not None:
+            return status
+    if form == "eager":
+        script.join_devices = join_eagerly
+    elif form == "frozen":
         resnet.nn.BatchNorm2d = Frozen
-    sys.argv[1:] = [*flags, "--device_num", workers]
-    return train.main()
+    sys.argv[1:] = flags
+    return script.main()
 
 
 if __name__ == "__main__":

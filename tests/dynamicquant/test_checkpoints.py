@@ -1,14 +1,18 @@
 """Every kind of checkpoint, and one line for every file that does not fit."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
+import src.resnet as resnet
+from dynamicquant import tiny
 from golden.recipe import images, value
 from mindspore import Tensor
-from src.checkpoints import Description, describe, load, save
+from src.checkpoints import describe, load, save
 from src.resnet import Architecture
 
 from utils.checkpoint import save_checkpoint
@@ -19,18 +23,39 @@ CONTROLLER = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
 SMALL = {"num_classes": 7, "image_size": 32}
 
 
+WHOLE = {name: getattr(resnet, name) for name in tiny.SIZES}
+
+
 @pytest.fixture(scope="module", autouse=True)
-def graph_mode():
+def small():
+    """The network of tiny.py, with nothing compiled."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in tiny.SIZES.items():
+            patch.setattr(resnet, name, size)
+        yield
     ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    """The real ResNet-18."""
+    for name, size in WHOLE.items():
+        monkeypatch.setattr(resnet, name, size)
 
 
 def values(network) -> dict[str, np.ndarray]:
     return {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
 
 
-def write(path: Path, arrays: dict[str, np.ndarray], **facts: str) -> Path:
-    save_checkpoint([ms.Parameter(Tensor(array), name=name) for name, array in arrays.items()], path, facts)
+def write(path: Path, arrays: dict[str, np.ndarray], record: Mapping = {}) -> Path:
+    save_checkpoint([ms.Parameter(Tensor(array), name=name) for name, array in arrays.items()], path, record)
     return path
+
+
+def told(architecture: Architecture, resize_size: int, **others) -> dict:
+    """All that a checkpoint should tell."""
+    return asdict(architecture) | {"resize_size": resize_size, **others}
 
 
 def listed(name: str) -> dict[str, np.ndarray]:
@@ -43,7 +68,7 @@ def own(path: Path, architecture: Architecture, resize_size: int = 36, classes: 
     network = architecture.network()
     for parameter in network.get_parameters():
         parameter.set_data(Tensor(value(parameter.name, parameter.shape)))
-    save(network, path, Description(architecture, resize_size, tuple(classes)))
+    save(network, path, architecture, {"resize_size": resize_size, "classes": list(classes)})
     return path
 
 
@@ -74,7 +99,6 @@ def refused(architecture: Architecture, path: Path, **options) -> str:
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     return {
-        "published": write(folder / "published.ckpt", listed("dynamicquant_parameters")),
         "float": own(folder / "float.ckpt", Architecture("none", **SMALL)),
         "image": own(folder / "image.ckpt", Architecture(**SMALL)),
         "pact": own(folder / "pact.ckpt", Architecture("pact", **SMALL)),
@@ -83,11 +107,11 @@ def files(tmp_path_factory):
     }
 
 
-def test_the_published_checkpoint_loads_and_is_described(files):
-    description = describe(files["published"])
-    assert description == Description(Architecture("dorefa", 4, 3, "image", 1000, 224), 256, None)
-    _, left_out = loaded(description.architecture, files["published"])
-    assert not left_out
+def test_the_published_checkpoint_loads_and_is_described(whole, tmp_path):
+    path = write(tmp_path / "published.ckpt", listed("dynamicquant_parameters"))
+    architecture = Architecture("dorefa", 4, 3, "image", 1000, 224)
+    assert describe(path) == (architecture, told(architecture, 256))
+    assert loaded(architecture, path)[1] == set()
 
 
 def test_own_checkpoints_come_back_with_what_they_are_of(files):
@@ -96,8 +120,14 @@ def test_own_checkpoints_come_back_with_what_they_are_of(files):
         "pact": Architecture("pact", **SMALL),
         "layer": Architecture(granularity="layer", **SMALL),
     }.items():
-        assert describe(files[name]) == Description(architecture, 36, tuple("abcdefg"))
+        assert describe(files[name]) == (architecture, told(architecture, 36, classes=list("abcdefg")))
         assert loaded(architecture, files[name])[1] == set()
+
+
+def test_the_record_is_json_beside_the_parameters(files):
+    record = json.loads(ms.load_checkpoint(str(files["pact"]))["record"])
+    network = {"quant": "pact", "target_bits": 4, "num_bits": 3, "granularity": "image"}
+    assert record == {**network, **SMALL, "resize_size": 36, "classes": list("abcdefg")}
 
 
 @pytest.fixture(scope="module")
@@ -117,34 +147,40 @@ def torch_file(tmp_path_factory):
     return network, path
 
 
-def test_a_torch_file_gives_the_float_network_the_logits_of_pytorch(torch_file):
+def test_a_torch_file_gives_the_float_network_the_logits_of_pytorch(whole, torch_file):
     import torch
 
-    theirs, path = torch_file
-    assert describe(path) == Description(Architecture("none", num_classes=7), 256, None)
+    reference, path = torch_file
+    assert describe(path) == (Architecture("none", num_classes=7), told(Architecture("none", num_classes=7), 256))
     architecture = Architecture("none", **SMALL)
     network = architecture.network().set_train(False)
     assert load(network, architecture, path) == []
     batch = images(3, 32, 0)
     with torch.no_grad():
-        wanted = theirs(torch.tensor(batch)).numpy()
+        wanted = reference(torch.tensor(batch)).numpy()
     np.testing.assert_allclose(network(Tensor(batch)).asnumpy(), wanted, atol=1e-4 * np.abs(wanted).max())
 
 
+def test_a_torch_file_starts_a_quantized_network(whole, torch_file):
+    architecture = Architecture("pact", **SMALL)
+    network = architecture.network()
+    left_out = load(network, architecture, torch_file[1])
+    assert set(CONTROLLER) < set(left_out) and sum(name.endswith(".alpha") for name in left_out) == 19
+    assert len(left_out) == 19 + len(CONTROLLER)
+    state = {name: tensor.numpy() for name, tensor in torch_file[0].state_dict().items()}
+    after = values(network)
+    np.testing.assert_array_equal(after["layer3.0.downsample.0.weight"], state["layer3.0.downsample.0.weight"])
+    np.testing.assert_array_equal(after["layer4.1.bn2.gamma"], state["layer4.1.bn2.weight"])
+    np.testing.assert_array_equal(after["bn1.moving_variance"], state["bn1.running_var"])
+
+
 @pytest.mark.parametrize("quant", ["dorefa", "pact"])
-def test_a_float_network_starts_a_quantized_one(files, torch_file, quant):
+def test_a_float_network_starts_a_quantized_one(files, quant):
     """The controller and PACT's maxima keep what they begin with."""
     architecture = Architecture(quant, **SMALL)
-    wanted = {*CONTROLLER, *(name for name in values(architecture.network()) if name.endswith(".alpha"))}
-    after, left_out = loaded(architecture, files["float"])
-    assert left_out == wanted and sum(name.endswith(".alpha") for name in wanted) == (19 if quant == "pact" else 0)
-    network = architecture.network()
-    assert set(load(network, architecture, torch_file[1])) == wanted
-    theirs = {name: tensor.numpy() for name, tensor in torch_file[0].state_dict().items()}
-    after = values(network)
-    np.testing.assert_array_equal(after["layer3.0.downsample.0.weight"], theirs["layer3.0.downsample.0.weight"])
-    np.testing.assert_array_equal(after["layer4.1.bn2.gamma"], theirs["layer4.1.bn2.weight"])
-    np.testing.assert_array_equal(after["bn1.moving_variance"], theirs["bn1.running_var"])
+    maxima = {name for name in values(architecture.network()) if name.endswith(".alpha")}
+    assert len(maxima) == (11 if quant == "pact" else 0)
+    assert loaded(architecture, files["float"])[1] == {*CONTROLLER, *maxima}
 
 
 def test_other_decisions_other_bits_and_other_sizes_get_a_new_controller(files):
@@ -178,8 +214,8 @@ def test_files_of_another_quantizer_are_refused(files):
 
 
 def test_missing_surplus_and_misshapen_parameters_are_named(files, tmp_path):
-    whole = listed("dynamicquant_parameters")
-    architecture = Architecture()
+    architecture = Architecture(**SMALL)
+    whole = values(architecture.network())
     for change, wanted in (
         (lambda a: a.pop("layer3.0.bn1.gamma"), "1 parameters missing: layer3.0.bn1.gamma"),
         (lambda a: a.pop("fc2.weight"), "1 parameters missing: fc2.weight"),
@@ -194,35 +230,39 @@ def test_missing_surplus_and_misshapen_parameters_are_named(files, tmp_path):
 
 
 def test_a_controller_that_nobody_described_is_refused(tmp_path):
-    arrays = listed("dynamicquant_parameters")
-    arrays["fc2.weight"], arrays["fc2.bias"] = np.ones((5, 64), np.float32), np.ones(5, np.float32)
-    message = refused(Architecture(num_bits=5), write(tmp_path / "five.ckpt", arrays))
+    arrays = values(Architecture(num_bits=5, num_classes=7).network())
+    message = refused(Architecture(num_bits=5, num_classes=7), write(tmp_path / "five.ckpt", arrays))
     assert "its controller of 4096 inputs and 5 outputs is not the published one" in message
 
 
-@pytest.mark.parametrize(
-    "facts", ["no JSON", "[]", "{}", '{"architecture": {"quant": "lsq"}, "resize_size": 36, "classes": null}']
-)
-def test_a_file_that_tells_of_an_unknown_network_is_refused(tmp_path, facts):
-    path = write(tmp_path / "odd.ckpt", listed("dynamicquant_parameters"), architecture=facts)
-    with pytest.raises(UserError, match="tells of a network that this version does not know"):
-        describe(path)
+def test_a_file_that_tells_of_an_unknown_network_is_refused(files, tmp_path):
+    record = json.loads(ms.load_checkpoint(str(files["image"]))["record"])
+    arrays = values(Architecture(**SMALL).network())
+    lacking = {key: value for key, value in record.items() if key != "granularity"}
+    for changed in (record | {"quant": "lsq"}, record | {"num_bits": 2}, record | {"target_bits": "four"}, lacking):
+        path = write(tmp_path / "odd.ckpt", arrays, changed)
+        with pytest.raises(UserError, match="tells of a network that this version does not know"):
+            describe(path)
 
 
-def test_files_of_other_models_are_named(files, tmp_path):
-    torch_resnet = {name: array for name, array in listed("resnest50_torch").items()}
-    deeper = {**listed("dynamicquant_parameters"), "layer1.0.conv3.weight": np.ones((256, 64, 1, 1), np.float32)}
+def test_files_of_other_models_are_named(tmp_path):
+    """By the names of their parameters."""
+    names = {
+        name: [parameter for parameter, _ in json.loads((GOLDEN / f"{name}.json").read_text())]
+        for name in ("ddrnet23_parameters", "drnet_classifier", "drnet_predictor", "resnest50_torch")
+    }
+    published = [name for name, _ in json.loads((GOLDEN / "dynamicquant_parameters.json").read_text())]
     rows = [
-        (listed("ddrnet23_parameters"), "a DDRNet-23"),
-        (listed("drnet_classifier"), "a DRNet"),
-        (listed("drnet_predictor"), "a DRNet"),
-        (torch_resnet, "a ResNeSt"),
-        (deeper, "a deeper ResNet"),
-        ({"accum.conv1.weight": np.ones(3, np.float32)}, "a training state (resume.ckpt, for --resume)"),
-        ({"x": np.ones(3, np.float32)}, "another network"),
+        (names["ddrnet23_parameters"], "a DDRNet-23"),
+        (names["drnet_classifier"], "a DRNet"),
+        (names["drnet_predictor"], "a DRNet"),
+        (names["resnest50_torch"], "a ResNeSt"),
+        ([*published, "layer1.0.conv3.weight"], "a deeper ResNet"),
+        (["accum.conv1.weight"], "a training state (resume.ckpt, for --resume)"),
+        (["x"], "another network"),
     ]
-    for arrays, wanted in rows:
-        path = write(tmp_path / "other.ckpt", arrays)
+    for parameters, wanted in rows:
+        path = write(tmp_path / "other.ckpt", {name: np.ones(3, np.float32) for name in parameters})
         with pytest.raises(UserError, match="looks like") as caught:
             describe(path)
         assert wanted in str(caught.value) and str(path) in str(caught.value), (wanted, caught.value)

@@ -83,7 +83,7 @@ def test_other_colour_modes_become_rgb(tmp_path, mode):
 
 
 def test_evaluation_reads_every_image_once_and_names_the_broken_one(folder):
-    with evaluation_loader(folder, 32, 36, 4, 2) as loader:
+    with evaluation_loader(folder, settings(resize_size=36, batch_size=4, num_workers=2)) as loader:
         batches = [(b.images.copy(), b.labels.copy(), b.rows.tolist(), b.corrupt) for b in loader.batches(range(15))]
     read = [row for _, _, rows, _ in batches for row in rows]
     assert read == [row for row in range(15) if row != 11] and [row for *_, bad in batches for row in bad] == [11]
@@ -160,7 +160,7 @@ def test_colour_jitter_is_brightness_contrast_and_saturation_in_random_order(tmp
 
 def settings(**others) -> Namespace:
     values = {"image_size": 32, "crop_scale": [0.3, 1.0], "crop_ratio": [0.75, 1.33], "flip": 0.5, "color_jitter": 0.4}
-    return Namespace(**{**values, "batch_size": 3, "num_workers": 1, "seed": 7, **others})
+    return Namespace(**{**values, "batch_size": 3, "num_workers": 1, "device_num": 1, "seed": 7, **others})
 
 
 def test_views_depend_on_seed_epoch_and_image_only(folder):

@@ -1,7 +1,7 @@
 """The training step against PyTorch's automatic differentiation, momentum, resume, several workers, the best epoch."""
 
 import json
-from functools import partial
+import signal
 
 import mindspore as ms
 import mindspore.nn as nn
@@ -12,26 +12,18 @@ from conftest import ROOT, run_script
 from dynamicquant import tiny
 from mindspore import ParameterTuple, Tensor, ops
 from PIL import Image
-from src.checkpoints import Description
+from src.checkpoints import save
+from src.config import complete, load_config
 from src.dataset import evaluation_loader
+from src.evaluation import TOLERANCE, evaluate
 from src.gumbelsoftmax import gumbel_noise
-from src.inference import Front
-from src.trainer import (
-    SPREAD,
-    TOLERANCE,
-    DynamicLoss,
-    EvaluateAndKeepBest,
-    TrainOneStep,
-    learning_rates,
-    load_state,
-    make_optimizer,
-    read_state,
-    save_state,
-    step_noise,
-)
+from src.inference import Front, Predictor
+from src.trainer import SPREAD, DynamicLoss, TrainOneStep, learning_rates, make_optimizer, step_noise
 
-from utils.cli import Interrupt, UserError
+from utils.cli import UserError
+from utils.device import ONE_DEVICE
 from utils.images import ImageFolder
+from utils.training import Training, load_state, read_state, save_state
 
 BATCH = 8
 BUDGET, PENALTY, TEMPERATURE = 3.2, 0.7, 0.8
@@ -56,6 +48,14 @@ def small():
         yield
 
 
+@pytest.fixture
+def eager():
+    """Nothing is compiled."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 class Run:
     """A step, whose graphs are compiled once, and the way back to where it began."""
 
@@ -66,6 +66,16 @@ class Run:
         loss = DynamicLoss(self.network, architecture.bits, BUDGET, PENALTY, TEMPERATURE)
         self.step = TrainOneStep(loss, self.optimizer, controller_lr_ratio=RATIO)
         self.begin = self.state()
+        self.gradients: dict[str, np.ndarray] = {}
+        self.update = self.step.update
+        self.step.update = self.keep_gradients
+
+    def keep_gradients(self) -> None:
+        """The update, which clears the gradients; they are kept before."""
+        sums = {p.name.removeprefix("gradient."): p for p in self.update.sums}
+        self.gradients = {name: parameter.asnumpy().copy() for name, parameter in sums.items()}
+        self.update()
+        assert not any(parameter.asnumpy().any() for parameter in sums.values())
 
     def parameters(self) -> dict:
         return {p.name: p for cell in (self.network, self.optimizer) for p in cell.get_parameters()}
@@ -76,9 +86,8 @@ class Run:
     def set(self, state: dict[str, np.ndarray]) -> None:
         for name, parameter in self.parameters().items():
             parameter.set_data(Tensor(state[name]))
-
-    def gradients(self) -> dict[str, np.ndarray]:
-        return {p.name.removeprefix("gradient."): p.asnumpy().copy() for p in self.step.gradient.gradients}
+        for gradient in self.update.sums:
+            gradient.set_data(ops.zeros_like(gradient))
 
     def noise(self, step: int) -> np.ndarray:
         return step_noise(self.architecture, BATCH, 1, 0, step)
@@ -154,7 +163,7 @@ def reference(run: Run, noise: np.ndarray, images: np.ndarray = IMAGES, labels: 
     return loss.item(), mean.item(), {name: array.grad.numpy() for name, array in w.items()}, statistics
 
 
-@pytest.mark.parametrize("name", ["by_image", "by_layer"])
+@pytest.mark.parametrize("name", ["by_image", pytest.param("by_layer", marks=pytest.mark.full)])
 def test_a_step_takes_the_gradient_of_the_whole_loss(name, request):
     """Equation 8 with its penalty, through hard choices and both quantizers, and the statistics of the BNs.
 
@@ -169,7 +178,7 @@ def test_a_step_takes_the_gradient_of_the_whole_loss(name, request):
         loss, bits, gradients, statistics = reference(run, run.noise(seed), images, labels)
         assert bits > BUDGET + 0.1  # so that the penalty counts
         result = run.step(images, labels, run.noise(seed), 0.01)
-        got, after = run.gradients(), run.state()
+        got, after = run.gradients, run.state()
         assert set(got) == set(gradients)
         error = [abs(result.loss - loss), abs(result.bits - bits)]
         for key, wanted in gradients.items():
@@ -184,11 +193,12 @@ def test_steps_are_gradient_descent_with_momentum_and_decay(by_image):
     """In NumPy, with the gradients that the test above has compared; the controller has its own learning rate."""
     run = by_image
     run.set(run.begin)
-    weights = {name: run.begin[name].astype(np.float64) for name in run.gradients()}
+    weights = {p.name: run.begin[p.name].astype(np.float64) for p in run.network.trainable_params()}
     velocity = {name: 0.0 for name in weights}
     for step, lr in enumerate((0.05, 0.02, 0.01)):
         run.step(IMAGES, LABELS, run.noise(step), lr)
-        gradients, after = run.gradients(), run.state()
+        gradients, after = run.gradients, run.state()
+        assert set(gradients) == set(weights)
         for name, gradient in gradients.items():
             velocity[name] = MOMENTUM * velocity[name] + gradient + DECAY * weights[name]
             rate = lr * (RATIO if name.startswith(("fc1.", "fc2.")) else 1)
@@ -209,7 +219,7 @@ def test_the_penalty_counts_above_the_budget_only(by_image):
         assert result.bits == pytest.approx(bits)
         losses[bits] = result.loss
         # A choice without doubt has no gradient from the softmax.
-        assert np.abs(run.gradients()["fc2.bias"]).max() < 1e-12
+        assert np.abs(run.gradients["fc2.bias"]).max() < 1e-12
     loss, mean, _, _ = reference(run, noise)
     assert mean == 5 and losses[5] == pytest.approx(loss, rel=1e-5)
     assert losses[5] - PENALTY * (5 - BUDGET) > 0
@@ -221,19 +231,19 @@ def test_state_restores_the_next_steps_exactly(by_image, tmp_path):
     settings, position = {"lr": 0.01, "sizes": (32, 24)}, {"epoch": 1, "step": 2, "best": None}
     for step in range(4):
         if step == 2:
-            save_state(tmp_path / "resume.ckpt", run.network, run.optimizer, settings, position)
+            save_state(tmp_path / "resume.ckpt", [run.network, run.optimizer], settings, position)
         straight = run.step(IMAGES, LABELS, run.noise(step), 0.01)
     wanted = run.state()
     rng = np.random.default_rng(0)
     run.set({name: rng.random(array.shape).astype(array.dtype) for name, array in wanted.items()})
-    assert load_state(tmp_path / "resume.ckpt", run.network, run.optimizer, settings) == position
+    assert load_state(tmp_path / "resume.ckpt", [run.network, run.optimizer], settings) == position
     for step in (2, 3):
         resumed = run.step(IMAGES, LABELS, run.noise(step), 0.01)
     assert resumed == straight
     for name, array in run.state().items():
         np.testing.assert_allclose(array, wanted[name], atol=1e-6, err_msg=name)
     with pytest.raises(UserError, match=r"lr 0\.01 \(now 0\.02\)"):
-        load_state(tmp_path / "resume.ckpt", run.network, run.optimizer, settings | {"lr": 0.02})
+        load_state(tmp_path / "resume.ckpt", [run.network, run.optimizer], settings | {"lr": 0.02})
     assert read_state(tmp_path / "resume.ckpt")["settings"] == json.loads(json.dumps(settings))
     with pytest.raises(UserError, match="no checkpoint at"):
         read_state(tmp_path / "none.ckpt")
@@ -250,9 +260,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(by_image):
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
 
 
-def test_a_new_controller_tells_images_apart(by_layer):
+def test_a_new_controller_tells_images_apart(by_image):
     """Each score has mean 0 and the given deviation over the images; its momentum is gone, and nothing else moves."""
-    run, network = by_layer, by_layer.network
+    run, network = by_image, by_image.network
     run.set(run.begin)
     run.step(IMAGES, LABELS, run.noise(0), 0.01)
     before = run.state()
@@ -285,7 +295,7 @@ class Scores(nn.Cell):
         return self.gradient(images)
 
 
-def test_a_part_of_the_controllers_gradient_goes_on_into_layer1():
+def test_a_part_of_the_controllers_gradient_goes_on_into_layer1(eager):
     found = []
     for part in (1.0, 0.25):
         network = tiny.network(tiny.architecture())
@@ -298,6 +308,7 @@ def test_a_part_of_the_controllers_gradient_goes_on_into_layer1():
     np.testing.assert_allclose(less, 0.25 * inner, rtol=1e-3, atol=1e-5 * np.abs(inner).max())
 
 
+@pytest.mark.full
 def test_two_workers_step_as_one(tmp_path):
     """One of them is below the budget by itself, and both above it together; rank 1 asks to stop."""
     script = ROOT / "tests" / "dynamicquant" / "two_workers.py"
@@ -329,7 +340,7 @@ def test_the_noise_of_a_step_is_the_same_for_any_number_of_devices():
     assert np.abs(whole - gumbel_noise((8, 1, 3), 3, 1, 2)).max() > 0.1  # has a stream of its own
 
 
-def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(tmp_path):
+def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(eager, tmp_path):
     """The classifier's bias decides the class of every image, and the controller's the bits."""
     counts = (5, 3, 2, 1, 1)
     for label, count in enumerate(counts):
@@ -343,18 +354,21 @@ def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(tm
     network = tiny.network(architecture)
     for weight in (network.fc.weight, network.fc2.weight):
         weight.set_data(Tensor(np.zeros(weight.shape, np.float32)))
-    description = Description(architecture, 32, tuple(folder.classes))
-    best_file = tmp_path / "out" / "best.ckpt"
-    with evaluation_loader(folder, 32, 32, 4, 1) as loader:
-        make = partial(EvaluateAndKeepBest, network, description, loader, 4, best_file, 4 + TOLERANCE / 2)
-        evaluate = make(None, 0, 1, False, Interrupt())
-        # (class that every image gets, bits, the best epoch after it)
-        for epoch, (label, bits, wanted) in enumerate(
-            ((0, 5, 1), (4, 3, 2), (2, 4, 3), (0, 5, 3), (2, 3, 5), (3, 3, 5)), 1
-        ):
+    words = ["--stage", "quantize", "--batch_size", "4", "--num_workers", "1", "--image_size", "32"]
+    words += ["--resize_size", "32", "--num_classes", str(tiny.CLASSES), "--epochs", "6", "--warmup_epochs", "0"]
+    args = load_config("train", "", [*words, "--output_dir", str(tmp_path / "out")])
+    complete(args)
+    predictor = Predictor(architecture, 4)
+    best = tmp_path / "out/best.ckpt"
+    # (class that every image gets, bits, the best epoch after it)
+    epochs = ((0, 5, 1), (4, 3, 2), (2, 4, 3), (0, 5, 3), (2, 3, 5), (3, 3, 5))
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with evaluation_loader(folder, args) as loader:
+        training = Training(args, ONE_DEVICE, loader, 4, [network], [], ["best.ckpt"])
+        for (label, bits, wanted), epoch in zip(epochs, training.epochs()):
             network.fc.bias.set_data(Tensor(np.eye(tiny.CLASSES, dtype=np.float32)[label]))
             network.fc2.bias.set_data(Tensor(np.eye(3, dtype=np.float32)[bits - 3]))
-            result = evaluate(epoch)
+            result = evaluate(predictor.load(network), loader, training.interrupt)
             assert (result.images, result.top(), result.mean_bits((3, 4, 5))) == (12, counts[label] / 12, bits)
             assert result.chosen.tolist() == [[12 * (bits == b) for b in (3, 4, 5)]]
             assert result.top(1) == 1 and (result.predicted == label).all() and (result.decided == bits - 3).all()
@@ -364,11 +378,18 @@ def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(tm
             logits = np.eye(tiny.CLASSES)[label]
             loss = np.log(np.exp(logits).sum()) - logits[folder.labels].mean()
             assert result.mean_loss() == pytest.approx(loss, rel=1e-6)
-            assert evaluate.best["epoch"] == wanted
+            figures = result.best_figures(architecture, 4 - TOLERANCE / 2)
+            line = training.keep_best(figures, lambda: save(network, best, architecture), ("within_budget", "top1"))
+            assert training.best["epoch"] == wanted and bool(line) == (wanted == epoch + 1)
             # Rewritten exactly when an epoch becomes the best.
-            stored = ms.load_checkpoint(str(best_file))["fc2.bias"].asnumpy()
+            stored = ms.load_checkpoint(str(best))["fc2.bias"].asnumpy()
             assert stored.argmax() + 3 == {1: 5, 2: 3, 3: 4, 5: 3}[wanted]
-    assert evaluate.best["within_budget"] and evaluate.best["mean_bits"] == 3
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
+        signal.signal(number, handler)
+    assert training.best == {"epoch": 5, "top1": 2 / 12, "top5": 1, "loss": training.best["loss"]} | {
+        "within_budget": True,
+        "mean_bits": 3,
+    }
 
 
 def test_learning_rates_of_a_hand_worked_schedule():

@@ -1,153 +1,267 @@
-"""train.py, run as a user runs it: both stages, other forms, Ctrl-C and resume, several devices."""
+"""train.py, run as a user runs it: both stages, other forms, other classes, Ctrl-C and resume, several devices."""
 
 import json
 import re
 import shutil
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_line_error, run_script, stop_training
-from dynamicquant.commands import CLASSES, FOLDER, SAMPLE, SIZES, accuracy, checkpoint, digits, evaluate, rows, train
-from src.checkpoints import Description, describe
+import src.resnet as resnet
+from conftest import one_line_error, stop_training
+from dynamicquant import tiny
+from dynamicquant.commands import (
+    CLASSES,
+    FOLDER,
+    SIZES,
+    accuracy,
+    checkpoint,
+    command,
+    digits,
+    rows,
+    run,
+    succeeded,
+    training,
+)
+from src.checkpoints import describe
 from src.resnet import Architecture
 
 from utils.cli import UserError
 
+LAST = "layer4.0.conv2.weight"
+AUGMENTED = ["--flip", "0.5", "--color_jitter", "0.3"]
+# The state tells what the network is.
+NETWORK = ["--target_bits", "5"]
+TWO_EPOCHS = [*AUGMENTED, "--num_workers", "1", "--epochs", "2", "--lr", "0.01", "--bit_budget", "4.9"]
+TWO_EPOCHS += ["--even_epochs", "1"]
+ONE_STEP = ["--batch_size", "40", "--lr", "0.05"]
+# (flags, the network that they make)
+LAYER = (["--granularity", "layer"], Architecture(granularity="layer", **SIZES))
+FIXED = (["--num_bits", "1", "--quant", "pact", "--target_bits", "2"], Architecture("pact", 2, 1, **SIZES))
+
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a space in its name and the digits in it."""
-    place = tmp_path_factory.mktemp("dynamicquant") / "a place"
-    place.mkdir()
-    digits(place)
-    return place
+def data(tmp_path_factory):
+    return digits(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The small network's cost."""
+    for name, size in {**tiny.SIZES, "WIDTHS": tiny.WIDER}.items():
+        monkeypatch.setattr(resnet, name, size)
 
 
 @pytest.fixture(scope="module")
-def trained(place, tmp_path_factory):
-    """The output folder of a float training of one epoch, and what was printed; one training image is broken."""
+def trained(data, tmp_path_factory):
+    """The output folder of a float training of one epoch."""
     output = tmp_path_factory.mktemp("float")
-    shutil.copytree(place / "digits", output / "data")
+    succeeded(training("float", "frozen", data, output, *AUGMENTED))
+    return output
+
+
+@pytest.fixture(scope="module")
+def straight(data, trained, tmp_path_factory):
+    """That of a quantized training of two epochs from it, without an interruption; the controller starts between."""
+    output = tmp_path_factory.mktemp("quantize")
+    words = ["--ckpt_path", trained / "resnet18.ckpt", *NETWORK]
+    succeeded(training("quantize", "plain", data, output, *TWO_EPOCHS, *words))
+    return output
+
+
+@pytest.fixture(scope="module")
+def fixed(data, trained, tmp_path_factory):
+    """That of a training with fixed bits from it, of one step; one training image is broken."""
+    output = tmp_path_factory.mktemp("fixed")
+    shutil.copytree(data, output / "data")
     broken = sorted((output / "data/train/2").iterdir())[0]
     broken.write_bytes(b"no image")
-    result = run_script(
-        *train("float", output / "data", output / "o", "--flip", "0.5", "--color_jitter", "0.3"), cwd=FOLDER
-    )
+    words = ["--ckpt_path", trained / "resnet18.ckpt", *ONE_STEP, *FIXED[0]]
+    result = run(training("quantize", "eager", output / "data", output, *words))
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr.strip() == f"warning: {broken} cannot be read as an image; going on without it"
     assert "1 training images could not be read; others took their places" in result.stdout
-    return output / "o"
+    strict = run(training("quantize", "eager", output / "data", output / "x", *words, "--strict"))
+    assert f"{broken} cannot be read as an image" in one_line_error(strict)
+    return output
 
 
-def test_a_float_network_is_trained_first(trained):
-    description = describe(trained / "resnet18.ckpt")
-    assert description == Description(Architecture("none", **SIZES), 32, CLASSES)
-    (row,) = rows(trained / "metrics.csv")
-    best = json.loads((trained / "results.json").read_text())["best"]
+def told(architecture: Architecture, classes: list[str] = CLASSES) -> tuple[Architecture, dict]:
+    """What a checkpoint of that network should tell."""
+    return architecture, asdict(architecture) | {"resize_size": 32, "classes": classes}
+
+
+def check_float(output: Path) -> None:
+    """The files of a float training of one epoch."""
+    assert describe(output / "resnet18.ckpt") == told(Architecture("none", **SIZES))
+    (row,) = rows(output / "metrics.csv")
+    best = json.loads((output / "results.json").read_text())["best"]
     assert best["top1"] == float(row["top1"]) and best["mean_bits"] is None and "train_bits" not in row
     with pytest.raises(UserError, match=r"a training state \(resume.ckpt, for --resume\); give the best checkpoint"):
-        describe(trained / "resume.ckpt")
+        describe(output / "resume.ckpt")
 
 
-@pytest.mark.parametrize(
-    "words, architecture",
-    [
-        ([], Architecture(**SIZES)),
-        (["--granularity", "layer"], Architecture(granularity="layer", **SIZES)),
-        (["--num_bits", "1", "--quant", "pact", "--target_bits", "2"], Architecture("pact", 2, 1, **SIZES)),
-    ],
-    ids=["image", "layer", "fixed"],
-)
-def test_a_quantized_network_starts_from_it_and_is_evaluated(place, trained, tmp_path, words, architecture):
-    command = train("quantize", place / "digits", tmp_path / "o", "--ckpt_path", trained / "resnet18.ckpt", *words)
-    result = run_script(*command, cwd=FOLDER)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert describe(tmp_path / "o/resnet18_dq.ckpt") == Description(architecture, 32, CLASSES)
-    before, after = checkpoint(trained / "resnet18.ckpt"), checkpoint(tmp_path / "o/resnet18_dq.ckpt")
-    pair = (after["layer4.1.conv2.weight"].ravel(), before["layer4.1.conv2.weight"].ravel())
+def check_quantized(start: Path, data: Path, output: Path, architecture: Architecture, form: str | None) -> None:
+    """The files of a training that started from the float checkpoint `start`, and what eval.py makes of them."""
+    path = output / "resnet18_dq.ckpt"
+    assert describe(path) == told(architecture)
+    pair = (checkpoint(path)[LAST].ravel(), checkpoint(start)[LAST].ravel())
     assert 0.5 < np.corrcoef(*pair)[0, 1] < 1 - 1e-7  # trained on, not anew
-    (row,) = rows(tmp_path / "o/metrics.csv")
+    row = rows(output / "metrics.csv")[-1]
     fixed, chosen = architecture.gmacs()
     if architecture.decisions:
-        counts = {bits: int(row[f"chosen_{bits}"]) for bits in (3, 4, 5)}
+        counts = {bits: int(row[f"chosen_{bits}"]) for bits in architecture.bits}
         assert sum(counts.values()) == 40 * architecture.decisions
         assert float(row["bits"]) == pytest.approx(sum(k * n for k, n in counts.items()) / sum(counts.values()))
-        assert 3 <= float(row["train_bits"]) <= 5
+        assert architecture.bits[0] <= float(row["train_bits"]) <= architecture.bits[-1]
     else:
         assert float(row["bit_gflops"]) == pytest.approx((fixed + chosen.sum()) * 2**2) and "bits" not in row
 
-    report = evaluate(
-        place, "--ckpt_path", tmp_path / "o/resnet18_dq.ckpt", "--output_dir", tmp_path / "e", "--batch_size", "8"
-    )
-    assert report.returncode == 0, report.stderr
+    words = ["--ckpt_path", path, "--output_dir", output / "e", "--data_path", data, "--batch_size", "40"]
+    printed = succeeded(command("eval", form, *words))
     # A value on a rounding edge may fall on its other side in another process.
-    assert accuracy(report.stdout, tmp_path / "o/resnet18_dq.ckpt") == pytest.approx(float(row["top1"]), abs=0.051)
-    found = json.loads((tmp_path / "e/results.json").read_text())
+    assert accuracy(printed, path) == pytest.approx(float(row["top1"]), abs=0.051)
+    found = json.loads((output / "e/results.json").read_text())
     cost = sum((np.array(one["chosen"]) / 40 * chosen).sum() * one["bits"] ** 2 for one in found["bits"])
     assert found["mean_bit_gflops"] == pytest.approx(fixed * architecture.target_bits**2 + cost)
     assert found["mean_bit_gflops"] == pytest.approx(float(row["bit_gflops"]), rel=0.05)
-    if architecture.granularity == "layer":
-        export = ["export.py", *SAMPLE, "--ckpt_path", tmp_path / "o/resnet18_dq.ckpt", "--output_dir", tmp_path / "x"]
-        assert "chooses the bits of every layer by itself" in one_line_error(run_script(*export, cwd=FOLDER))
-        assert not (tmp_path / "x").exists()
-    if not architecture.decisions:
-        sampled = evaluate(place, "--ckpt_path", tmp_path / "o/resnet18_dq.ckpt", "--sample_gumbel")
-        assert "has fixed bits, there is nothing to sample" in one_line_error(sampled)
 
 
-def small(workers, bn, data, output, *words):
-    flags = train("quantize", data, output, "--ckpt_path", "none", *words)[1:]
-    return [ROOT / "tests/dynamicquant/small_network.py", workers, bn, *flags]
+def test_a_float_network_is_trained_first(trained):
+    check_float(trained)
 
 
-def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_path):
-    """Two epochs straight, against a stop in mid-epoch plus a resume; crops, colours and Gumbel noise are drawn.
+def test_a_quantized_network_starts_from_it_and_is_evaluated(small, data, trained, straight):
+    check_quantized(trained / "resnet18.ckpt", data, straight, Architecture(target_bits=5, **SIZES), "eager")
 
-    The controller starts after the first epoch, which is therefore not evaluated.
+
+def test_so_does_one_with_a_decision_for_each_layer(small, data, trained, tmp_path):
+    words, architecture = LAYER
+    start = trained / "resnet18.ckpt"
+    succeeded(training("quantize", "eager", data, tmp_path, "--ckpt_path", start, *ONE_STEP, *words))
+    check_quantized(start, data, tmp_path, architecture, "eager")
+
+
+def test_so_does_one_of_fixed_bits(small, data, trained, fixed):
+    check_quantized(trained / "resnet18.ckpt", data, fixed, FIXED[1], "eager")
+
+
+@pytest.mark.full
+def test_the_real_network_is_trained_in_every_form(data, tmp_path):
+    succeeded(training("float", None, data, tmp_path / "float", *AUGMENTED))
+    check_float(tmp_path / "float")
+    start = tmp_path / "float/resnet18.ckpt"
+    for number, (words, architecture) in enumerate((([], Architecture(**SIZES)), LAYER, FIXED)):
+        output = tmp_path / str(number)
+        succeeded(training("quantize", None, data, output, "--ckpt_path", start, *words))
+        check_quantized(start, data, output, architecture, None)
+
+
+def test_finetuning_takes_the_bits_of_the_checkpoint_and_other_trainings_the_classes(data, fixed, tmp_path):
+    """From 2 bits by PACT to other classes with the same; then to the bits of the settings, with those classes."""
+    for split in ("train", "val"):
+        for digit in "67":
+            shutil.copytree(data / split / digit, tmp_path / "two" / split / digit)
+    start = fixed / "resnet18_dq.ckpt"
+    words = ["--ckpt_path", start, "--finetune", "--num_classes", "2"]
+    printed = succeeded(training("quantize", "eager", tmp_path / "two", tmp_path / "tuned", *words))
+    assert f"not loaded from {start}, trained from nothing: fc.weight, fc.bias\n" in printed
+    tuned = tmp_path / "tuned/resnet18_dq.ckpt"
+    two = {"num_classes": 2, "image_size": 32}
+    assert describe(tuned) == told(Architecture("pact", 2, 1, **two), ["6", "7"])
+    words = ["--ckpt_path", tuned, "--quant", "pact", "--num_bits", "1"]
+    succeeded(training("quantize", "eager", tmp_path / "two", tmp_path / "other", *words))
+    assert describe(tmp_path / "other/resnet18_dq.ckpt") == told(Architecture("pact", 4, 1, **two), ["6", "7"])
+
+
+def stopped(command: list, output: Path) -> tuple[Path, str]:
+    """Press Ctrl-C in a training that writes to `output`; returns its state and the step after which it stopped.
+
+    While the first step compiles, Ctrl-C is only noted, for the end of that step.
     """
-    words = ["--flip", "0.5", "--color_jitter", "0.3", "--num_workers", "1", "--epochs", "2", "--lr", "0.01"]
-    words += ["--even_epochs", "1"]
-    straight = run_script(*small(1, "own", place / "digits", tmp_path / "straight", *words), cwd=FOLDER)
-    assert straight.returncode == 0, straight.stdout + straight.stderr
-    # While the first step compiles, Ctrl-C is only noted, for the end of that step.
-    state = tmp_path / "stopped/resume.ckpt"
-    output = stop_training(
-        small(1, "own", place / "digits", tmp_path / "stopped", *words), "5 steps an epoch", 1, FOLDER
-    )
-    stop = re.search(r"stopped after step ([1-4]) of epoch 1; go on with --resume (.*)", output)
-    assert stop and stop[2] == str(state), output
-    assert not (tmp_path / "stopped/metrics.csv").exists()
-    other = small(1, "own", place / "digits", tmp_path / "x", *words, "--resume", state, "--bit_budget", "3")
-    assert "bit_budget 3.6 (now 3.0)" in one_line_error(run_script(*other, cwd=FOLDER))
-    command = small(1, "own", place / "digits", tmp_path / "resumed", *words, "--resume", state)
-    resumed = run_script(*command, cwd=FOLDER)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"going on after step {stop[1]} of epoch 1" in resumed.stdout
-
-    one, two = (rows(tmp_path / run / "metrics.csv") for run in ("straight", "resumed"))
-    assert len(one) == len(two) == 2
-    for a, b in zip(one, two):
-        assert all(a[key] == b[key] for key in ("top1", "chosen_3", "chosen_4", "chosen_5", "train_bits"))
-        for key in ("lr", "loss", "val_loss")[: 3 if a["top1"] else 2]:
-            assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5)
-    assert not one[0]["top1"] and one[1]["top1"]
-    one, two = (checkpoint(tmp_path / run / "resume.ckpt") for run in ("straight", "resumed"))
-    assert set(one) == set(two) and "accum.fc.weight" in one
-    for key in one:
-        np.testing.assert_allclose(one[key], two[key], atol=1e-6, err_msg=key)
+    printed = stop_training(command, "5 steps an epoch", 0.5, FOLDER)
+    stop = re.search(r"stopped after step ([1-4]) of epoch 1; go on with --resume (.*)", printed)
+    assert stop and stop[2] == str(output / "resume.ckpt"), printed
+    assert not (output / "metrics.csv").exists()
+    return output / "resume.ckpt", stop[1]
 
 
-def test_two_workers_follow_one_with_twice_the_batch(place, tmp_path):
-    """Step k sees the same images and noise, the gradients are averaged; BNs are frozen."""
-    for workers, batch in ((1, 8), (2, 4)):
-        words = ["--batch_size", batch, "--lr", "0.01", "--bit_budget", "3.9", "--penalty", "0.5"]
-        result = run_script(*small(workers, "frozen", place / "digits", tmp_path / str(workers), *words), cwd=FOLDER)
-        assert result.returncode == 0, result.stdout + result.stderr
+def check_same(one: Path, two: Path) -> None:
+    """Whether two trainings, one of them resumed, ended with the same parameters and the same figures."""
+    for a, b in zip(rows(one / "metrics.csv"), rows(two / "metrics.csv"), strict=True):
+        assert set(a) == set(b)
+        for key in set(a) - {"train_images_per_s"}:
+            assert a[key] == b[key] or float(a[key]) == pytest.approx(float(b[key]), rel=1e-5), key
+    first, second = (checkpoint(folder / "resume.ckpt") for folder in (one, two))
+    assert set(first) == set(second) and "accum.fc.weight" in first
+    for key in first:
+        np.testing.assert_allclose(first[key], second[key], atol=1e-6, err_msg=key)
+
+
+def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(data, trained, tmp_path):
+    """Crops and colours are drawn."""
+    words = training("float", "frozen", data, tmp_path / "stopped", *AUGMENTED)
+    state, step = stopped(words, tmp_path / "stopped")
+    again = training("float", "frozen", data, tmp_path / "resumed", *AUGMENTED, "--resume", state)
+    assert "lr 0.02 (now 0.03)" in one_line_error(run([*again, "--lr", "0.03"]))
+    assert f"going on after step {step} of epoch 1" in succeeded(again)
+    check_same(trained, tmp_path / "resumed")
+
+
+def test_what_the_network_is_need_not_be_given_again(data, straight, tmp_path):
+    """All steps are done, the evaluation is not."""
+    again = training("quantize", "eager", data, tmp_path, *TWO_EPOCHS, "--resume", straight / "resume.ckpt")
+    assert "going on after step 5 of epoch 2" in succeeded(again)
+    assert describe(tmp_path / "resnet18_dq.ckpt") == describe(straight / "resnet18_dq.ckpt")
+    one, two = (checkpoint(folder / "resnet18_dq.ckpt") for folder in (straight, tmp_path))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    (first, one), (same, two) = (rows(folder / "metrics.csv") for folder in (straight, tmp_path))
+    assert first == same and not first["top1"] and one["train_bits"] == two["train_bits"]
+    # A value on a rounding edge may fall on its other side where nothing is compiled.
+    assert float(one["top1"]) == pytest.approx(float(two["top1"]), abs=0.051)
+
+
+@pytest.mark.full
+def test_a_stopped_training_resumes_to_the_same_choices(data, trained, straight, tmp_path):
+    """Gumbel noise is drawn, too, and the controller starts after the first epoch, which is therefore not evaluated."""
+    words = ["--ckpt_path", trained / "resnet18.ckpt", *NETWORK]
+    first = training("quantize", "plain", data, tmp_path / "stopped", *TWO_EPOCHS, *words)
+    state, step = stopped(first, tmp_path / "stopped")
+    again = training("quantize", "plain", data, tmp_path / "resumed", *TWO_EPOCHS, "--resume", state)
+    assert "bit_budget 4.9 (now 3.0)" in one_line_error(run([*again, "--bit_budget", "3"]))
+    assert f"going on after step {step} of epoch 1" in succeeded(again)
+    check_same(straight, tmp_path / "resumed")
+
+
+def check_equal(one: Path, two: Path, numbers: tuple[str, ...], same: tuple[str, ...]) -> None:
+    """Whether two trainings of one epoch ended the same: parameters and `numbers` nearly, columns `same` exactly."""
+    ((a,), (b,)) = (rows(folder / "metrics.csv") for folder in (one, two))
+    for key in numbers:
+        assert float(a[key]) == pytest.approx(float(b[key]), rel=2e-3), key
+    assert all(a[key] == b[key] for key in same)
+    a, b = (checkpoint(folder / "resume.ckpt") for folder in (one, two))
+    assert set(a) == set(b)
+    for key in a:
+        np.testing.assert_allclose(a[key], b[key], atol=5e-4, err_msg=key)
+
+
+def test_two_devices_follow_one_with_twice_the_batch(data, trained, tmp_path):
+    """Step k sees the same images, the gradients are averaged; BNs are frozen."""
+    words = [*AUGMENTED, "--batch_size", "4", "--device_num", "2"]
+    result = run(training("float", "frozen", data, tmp_path, *words))
+    assert result.returncode == 0, result.stdout + result.stderr
     assert "CPU x 2, 40 training and 40 validation images" in result.stdout and "[INFO]" not in result.stdout
-    ((one,), (two,)) = (rows(tmp_path / str(workers) / "metrics.csv") for workers in (1, 2))
-    for key in ("lr", "loss", "val_loss", "train_bits", "bits"):
-        assert float(one[key]) == pytest.approx(float(two[key]), rel=2e-3), key
-    assert all(one[key] == two[key] for key in ("top1", "top5", "chosen_3", "chosen_4", "chosen_5"))
-    one, two = (checkpoint(tmp_path / str(workers) / "resume.ckpt") for workers in (1, 2))
-    for key in one:
-        np.testing.assert_allclose(one[key], two[key], atol=5e-4, err_msg=key)
+    check_equal(trained, tmp_path, ("lr", "loss", "val_loss"), ("top1", "top5"))
+
+
+@pytest.mark.full
+def test_two_devices_choose_the_bits_that_one_does(data, tmp_path):
+    """The same noise is drawn, and the budget is for the mean over both."""
+    for devices, batch in ((1, 8), (2, 4)):
+        words = ["--batch_size", batch, "--lr", "0.01", "--bit_budget", "3.9", "--penalty", "0.5"]
+        words += ["--device_num", devices, "--ckpt_path", "none"]
+        result = run(training("quantize", "frozen", data, tmp_path / str(devices), *words))
+        assert result.returncode == 0, result.stdout + result.stderr
+    numbers = ("lr", "loss", "val_loss", "train_bits", "bits")
+    check_equal(tmp_path / "1", tmp_path / "2", numbers, ("top1", "top5", "chosen_3", "chosen_4", "chosen_5"))

@@ -7,6 +7,8 @@ from mindspore import Tensor
 
 # layer1 keeps its 64 channels, which is what the controller and the back parts take.
 SIZES = {"WIDTHS": (64, 8, 12, 16), "BLOCKS": 1, "DECISIONS": 6}
+# So wide at its end that most of a file are its weights.
+WIDER = (64, 8, 12, 128)
 CLASSES = 5
 
 

@@ -13,16 +13,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "DynamicQuant"), str(ROOT / "tests"), str(ROOT)]
 
 from utils.cli import run
-from utils.launcher import is_scheduler, is_worker, launch
+from utils.device import join_devices
+from utils.launcher import distribute
+from utils.training import MeanStatistics
 
 # isort: split
-import mindspore as ms
 import mindspore.nn as nn
 import numpy as np
 import src.resnet as resnet
 from dynamicquant import tiny
 from mindspore import Tensor
-from mindspore.communication import get_group_size, get_rank, init
+from src.config import load_config
 from src.trainer import DynamicLoss, TrainOneStep, make_optimizer
 
 BATCH = 8
@@ -31,18 +32,13 @@ BUDGET, PENALTY = 3.5, 0.5
 
 
 def main() -> int:
-    result, workers = Path(sys.argv[1]), int(sys.argv[2])
-    if workers > 1 and not is_worker():
-        return launch(Path(__file__), sys.argv[1:], workers, result.parent / "logs")
-    if is_scheduler():
-        init()
-        return 0
-    ms.set_device("CPU")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    rank = 0
-    if is_worker():
-        init()
-        rank, workers = get_rank(), get_group_size()
+    result = Path(sys.argv[1])
+    flags = ["--stage", "quantize", "--device_num", sys.argv[2], "--output_dir", str(result.parent)]
+    args = load_config("train", "", [*flags, "--device_target", "CPU"])
+    if (status := distribute(args, __file__)) is not None:
+        return status
+    devices = join_devices(args)
+    rank, count = devices.rank, devices.count
     vars(resnet).update(tiny.SIZES)
     architecture = tiny.architecture()
     network = tiny.network(architecture)
@@ -51,18 +47,20 @@ def main() -> int:
             cell.use_batch_statistics = False
     start = {p.name: p.asnumpy().copy() for p in network.get_parameters()}
     optimizer = make_optimizer(network, 0.1, 0.9, 1e-4)
-    step = TrainOneStep(DynamicLoss(network, architecture.bits, BUDGET, PENALTY, 1.0, workers), optimizer, workers)
+    loss = DynamicLoss(network, architecture.bits, BUDGET, PENALTY, 1.0, count)
+    step = TrainOneStep(loss, optimizer, devices)
     rng = np.random.default_rng(3)
     images = rng.standard_normal((BATCH, 3, 32, 32)).astype(np.float32)
     labels = rng.integers(0, tiny.CLASSES, BATCH).astype(np.int32)
     noise = 3 * np.eye(3, dtype=np.float32)[CHOICE][:, None]
-    part = slice(rank * BATCH // workers, (rank + 1) * BATCH // workers)
-    steps = [step(images[part], labels[part], noise[part], lr, rank == workers - 1) for lr in (0.05, 0.02)]
+    part = slice(rank * BATCH // count, (rank + 1) * BATCH // count)
+    steps = [step(images[part], labels[part], noise[part], lr, rank == count - 1) for lr in (0.05, 0.02)]
     arrays = {p.name: p.asnumpy().copy() for p in network.get_parameters()}
     statistics = [network.bn1.moving_mean, network.bn1.moving_variance, network.bn1.gamma]
     for parameter in statistics:
         parameter.set_data(Tensor(np.full(64, rank + 1, np.float32)))
-    step.synchronise()
+    if count > 1:
+        MeanStatistics([network], count)()
     if rank == 0:
         told = {key: [getattr(one, key) for one in steps] for key in ("loss", "bits", "interrupt")}
         moved = max(float(np.abs(arrays[name] - start[name]).max()) for name in arrays if name.startswith("fc2"))

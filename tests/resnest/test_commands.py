@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -14,13 +15,18 @@ from conftest import ROOT, one_line_error, run_script, stop_training
 from golden.recipe import value
 from mindspore import Tensor, nn
 from PIL import Image
-from src.checkpoints import Facts, fill, from_torch, load, save
+from src.checkpoints import BACKBONES, fill, from_torch, record_of, save
 from src.config import SETTINGS, load_config, set_sizes
-from src.resnest50 import resnest50
 
+sys.path.insert(0, str(ROOT / "tests" / "resnest"))
+from resnest14 import small_network  # noqa: F401
+
+from utils.checkpoint import read_record
 from utils.cli import UserError
+from utils.config import take_settings
 
 FOLDER = ROOT / "ResNeSt"
+SCRIPT = ROOT / "tests" / "resnest" / "resnest14.py"
 SAMPLE = ["--config_path", "config/resnest_sample_config.yaml"]
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -46,7 +52,7 @@ def normalised(images) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(small_network, tmp_path_factory):  # noqa: F811
     """A folder with a space in its name: the digits with 40 and 41 images, a checkpoint, and what it predicts.
 
     The weights are the recipe's; the head's bias makes the mean logits 0, so that not every image gets one class.
@@ -57,30 +63,45 @@ def place(tmp_path_factory):
     assert run_script(ROOT / "utils/sample_imagenet.py", *words, cwd=place).returncode == 0
     first = sorted((place / "digits/val/0").iterdir())[0]
     shutil.copy(first, first.with_name("extra.JPEG"))
+    return place, *recipe("resnest14", place)
+
+
+def recipe(backbone: str, place: Path) -> tuple[nn.Cell, list]:
+    """The network, also as <backbone>.ckpt, and path, label and logits of each validation image."""
     ms.set_context(mode=ms.GRAPH_MODE)
-    network = resnest50(10)
+    network = make(backbone, 10)
     names = json.loads((ROOT / "tests/golden/resnest50_torch.json").read_text())
-    recipe = {name: value(name, [10, *shape[1:]] if name.startswith("fc.") else shape) for name, shape in names}
-    fill(network, from_torch(recipe))
+    weights = {name: value(name, [10, *shape[1:]] if name.startswith("fc.") else shape) for name, shape in names}
+    fill(network, from_torch(weights))
     network.set_train(False)
     paths = sorted((place / "digits/val").rglob("*.JPEG"))
     logits = network(Tensor(prepared(paths))).asnumpy()
     network.fc.bias.set_data(Tensor(network.fc.bias.asnumpy() - logits.mean(0)))
-    save(network, place / "resnest50.ckpt", Facts(CLASSES, (64, 64)))
+    save(network, place / f"{backbone}.ckpt", {"classes": CLASSES, "image_size": 64, "resize_size": 64})
     logits = logits - logits.mean(0)
     assert len(set(logits.argmax(1))) > 3
-    expected = [(str(path), int(path.parent.name), row) for path, row in zip(paths, logits)]
-    return place, expected
+    return network, [(str(path), int(path.parent.name), row) for path, row in zip(paths, logits)]
 
 
-def evaluate(place, *words, **options):
-    flags = [*SAMPLE, "--data_path", place / "digits", "--ckpt_path", place / "resnest50.ckpt"]
-    return run_script("eval.py", *flags, "--output_dir", place / "out", *words, cwd=FOLDER, **options)
+def make(backbone: str, classes: int) -> nn.Cell:
+    return BACKBONES[backbone].constructor(num_classes=classes)
 
 
-def train(data, output, *words):
-    flags = [*SAMPLE, "--data_path", data, "--output_dir", output]
-    return ["train.py", *flags, "--batch_size", "8", "--warmup_epochs", "0", "--epochs", "1", *words]
+def command(name: str, *words, **variables):
+    """Run train.py, eval.py or export.py of a ResNeSt folder with a fifth network."""
+    return run_script(SCRIPT, *words, cwd=FOLDER, COMMAND=name, **variables)
+
+
+def evaluate(place, *words):
+    """eval.py with a checkpoint that tells backbone, number of classes and sizes."""
+    flags = [*SAMPLE, "--data_path", place / "digits", "--ckpt_path", place / "resnest14.ckpt"]
+    return command("eval", *flags, "--output_dir", place / "out", *words)
+
+
+def train(data, output, *words) -> list:
+    """Flags of train.py, without the network's."""
+    flags = [*SAMPLE, "--data_path", data, "--output_dir", output, "--device_target", "CPU"]
+    return [*flags, "--batch_size", "8", "--warmup_epochs", "0", "--epochs", "1", *words]
 
 
 def result_lines(output: str) -> list[tuple[int, int]]:
@@ -100,7 +121,7 @@ def hits(expected, k: int) -> int:
 
 
 def test_eval_counts_every_image_and_prints_the_documented_lines(place):
-    place, expected = place
+    place, _, expected = place
     result = evaluate(place, "--predictions", place / "p.csv", "--batch_size", "9")
     assert result.returncode == 0 and not result.stderr, result.stderr
     assert result_lines(result.stdout) == [(hits(expected, 1), 41), (hits(expected, 5), 41)]
@@ -116,12 +137,10 @@ def test_eval_counts_every_image_and_prints_the_documented_lines(place):
 
 def test_eval_with_the_authors_preprocessing(place, tmp_path):
     """Of 64 pixels the middle 64 * 64 / 96, rounded as the authors' code rounds, resized to 64 with bicubic."""
-    place, _ = place
+    place, network, _ = place
     paths = sorted((place / "digits/val").rglob("*.JPEG"))
     squares = [Image.open(path).convert("RGB").crop((11, 11, 54, 54)).resize((64, 64), Image.BICUBIC) for path in paths]
-    network = resnest50(10)
-    load(network, place / "resnest50.ckpt")
-    logits = network.set_train(False)(Tensor(normalised(squares))).asnumpy()
+    logits = network(Tensor(normalised(squares))).asnumpy()
     expected = [(str(path), int(path.parent.name), row) for path, row in zip(paths, logits)]
     words = ["--preprocess", "authors", "--predictions", tmp_path / "p.csv", "--output_dir", tmp_path]
     result = evaluate(place, *words)
@@ -133,7 +152,7 @@ def test_eval_with_the_authors_preprocessing(place, tmp_path):
 
 
 def test_a_corrupt_image_is_left_out_over_two_devices_and_with_strict_it_is_an_error(place, tmp_path):
-    place, expected = place
+    place, _, expected = place
     data = tmp_path / "data"
     shutil.copytree(place / "digits", data)
     broken = data / "val/3/a_broken.JPEG"
@@ -149,16 +168,18 @@ def test_a_corrupt_image_is_left_out_over_two_devices_and_with_strict_it_is_an_e
     assert str(broken) in one_line_error(evaluate(place, "--data_path", data, "--strict"))
 
 
-@pytest.mark.parametrize("batch_size, name", [(0, "my_net.v1"), (3, "other.MINDIR"), (1, None)])
+@pytest.mark.parametrize(
+    "batch_size, name", [(3, None), (0, "my_net.v1"), pytest.param(1, "other.MINDIR", marks=pytest.mark.full)]
+)
 def test_the_exported_file_predicts_the_same_and_the_manifest_says_how(place, tmp_path, batch_size, name):
-    place, expected = place
-    words = [*SAMPLE, "--backbone", "resnest50", "--ckpt_path", place / "resnest50.ckpt", "--device_target", "CPU"]
+    place, _, expected = place
+    words = [*SAMPLE, "--backbone", "resnest14", "--ckpt_path", place / "resnest14.ckpt", "--device_target", "CPU"]
     words += ["--device_id", "0", "--file_format", "MINDIR", "--output_dir", tmp_path / "an export"]
     words += ["--batch_size", batch_size, *(["--file_name", name] if name else [])]
-    result = run_script("export.py", *words, cwd=FOLDER)
+    result = command("export", *words)
     assert result.returncode == 0, result.stderr
     assert "differs from the live network by at most" in result.stdout
-    stem = {"other.MINDIR": "other", None: "resnest50"}.get(name, name)
+    stem = {"other.MINDIR": "other", None: "resnest14"}.get(name, name)
     file, manifest = (tmp_path / "an export" / f"{stem}.{ending}" for ending in ("mindir", "json"))
     assert sorted(file.parent.iterdir()) == sorted([file, manifest])
     manifest = json.loads(manifest.read_text())
@@ -176,72 +197,109 @@ def test_the_exported_file_predicts_the_same_and_the_manifest_says_how(place, tm
     result = evaluate(place, "--ckpt_path", file, "--predictions", tmp_path / "p.csv", "--output_dir", tmp_path)
     assert result_lines(result.stdout) == [(hits(expected, 1), 41), (hits(expected, 5), 41)], result.stderr
     assert [int(row["prediction"]) for row in rows(tmp_path / "p.csv")] == [row.argmax() for _, _, row in expected]
-    if batch_size == 1:
-        for flag, wrong in (("--image_size", "32"), ("--backbone", "resnest101")):
+    if batch_size == 3:
+        for flag, wrong, right in (("--image_size", "32", 64), ("--backbone", "resnest101", "resnest14")):
             line = one_line_error(evaluate(place, "--ckpt_path", file, flag, wrong))
-            assert f"not {wrong}; set {flag} " in line
+            assert f"{flag} {wrong} contradicts {file}, which has {right}; " in line
         (tmp_path / "cut.mindir").write_bytes(file.read_bytes()[:1000])
         for kind, wanted in (("AIR", "is of a later export, to AIR"), ("MINDIR", "cannot be read as a MINDIR file")):
             (tmp_path / "cut.json").write_text(json.dumps(manifest | {"format": kind}))
             assert wanted in one_line_error(evaluate(place, "--ckpt_path", tmp_path / "cut.mindir"))
 
 
+@pytest.mark.full
+def test_resnest50_by_the_commands_themselves(place, tmp_path):
+    """Fine-tuned, evaluated and exported; the config names the backbone."""
+    place, *_ = place
+    recipe("resnest50", place)
+    flags = train(place / "digits", tmp_path, "--ckpt_path", place / "resnest50.ckpt", "--lr", "0.001")
+    tuned = [*SAMPLE, "--ckpt_path", tmp_path / "resnest50.ckpt", "--device_target", "CPU"]
+    data = ["--data_path", place / "digits", "--output_dir", tmp_path / "e"]
+    lines = []
+    for script, words in (
+        ("train.py", flags),
+        ("eval.py", [*tuned, *data]),
+        ("export.py", [*tuned, "--output_dir", tmp_path]),
+        ("eval.py", [*SAMPLE, *data, "--ckpt_path", tmp_path / "resnest50.mindir"]),
+    ):
+        result = run_script(script, *words, cwd=FOLDER)
+        assert result.returncode == 0, result.stdout + result.stderr
+        lines += [result_lines(result.stdout)] if script == "eval.py" else []
+    best = json.loads((tmp_path / "results.json").read_text())["best"]
+    assert lines[0] == lines[1] and lines[0][0] == (round(41 * best["top1"]), 41)
+
+
 def test_own_classes_from_a_checkpoint_with_others(place, tmp_path):
-    place, _ = place
+    place, *_ = place
     words = ["--output", tmp_path / "five", "--images", "4", "--classes", "5", "--size", "64"]
     assert run_script(ROOT / "utils/sample_imagenet.py", *words, cwd=tmp_path).returncode == 0
     broken = sorted((tmp_path / "five/train/2").iterdir())[0]
     broken.write_bytes(b"no image")
-    start = place / "resnest50.ckpt"
-    own = ["--num_classes", "5", "--ckpt_path", start, "--finetune", "--lr", "0.001", "--flip", "0.5"]
-    result = run_script(*train(tmp_path / "five", tmp_path / "o", *own, "--batch_size", "5"), cwd=FOLDER)
+    start = place / "resnest14.ckpt"
+    own = ["--num_classes", "5", "--ckpt_path", start, "--finetune", "--lr", "0.01", "--flip", "0.5"]
+    result = command("train", *train(tmp_path / "five", tmp_path / "o", *own, "--batch_size", "5"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "trained from nothing: fc.weight, fc.bias" in result.stdout
     assert result.stderr.strip() == f"warning: {broken} cannot be read as an image; going on without it"
     assert "1 training images could not be read; others took their places" in result.stdout
-    trained, before = checkpoint(tmp_path / "o/resnest50.ckpt"), checkpoint(start)
+    trained, before = checkpoint(tmp_path / "o/resnest14.ckpt"), checkpoint(start)
     assert trained["fc.weight"].shape == (5, 2048)
     pair = (trained["layer1.0.conv1.weight"].ravel(), before["layer1.0.conv1.weight"].ravel())
     assert 0.95 < np.corrcoef(*pair)[0, 1] < 1 - 1e-6  # trained on, not anew
-    assert ms.load_checkpoint(str(tmp_path / "o/resnest50.ckpt"))["classes"] == json.dumps(CLASSES[:5])
+    assert read_record(tmp_path / "o/resnest14.ckpt") == {
+        **{"backbone": "resnest14", "num_classes": 5, "classes": CLASSES[:5]},
+        **{"image_size": 64, "resize_size": 64},
+    }
 
     # The best checkpoint has the accuracy that the training reports; the training state is no checkpoint of a network.
     best = json.loads((tmp_path / "o/results.json").read_text())["best"]
-    words = ["--data_path", tmp_path / "five", "--num_classes", "5", "--output_dir", tmp_path / "e", "--ckpt_path"]
-    report = evaluate(place, *words, tmp_path / "o/resnest50.ckpt")
+    words = ["--data_path", tmp_path / "five", "--output_dir", tmp_path / "e", "--ckpt_path"]
+    report = evaluate(place, *words, tmp_path / "o/resnest14.ckpt")
     assert result_lines(report.stdout)[0] == (round(20 * best["top1"]), 20)
     line = one_line_error(evaluate(place, *words, tmp_path / "o/resume.ckpt"))
     assert "a training state (resume.ckpt, for --resume)" in line
     swapped = train(tmp_path / "five", tmp_path / "x", *own, "--resume", start)
-    assert "no training state" in one_line_error(run_script(*swapped, cwd=FOLDER))
+    assert "no training state" in one_line_error(command("train", *swapped))
 
 
-def small(data, output, *words):
-    _, *flags = train(data, output, *words)
-    return [ROOT / "tests/resnest/small_network.py", 1, "own", *flags, "--device_target", "CPU"]
+def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_path, monkeypatch):
+    """Two epochs straight, against a stop in mid-epoch plus a resume; crop, flip and dropout are on.
 
-
-def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_path):
-    """Three epochs straight, against a stop in mid-epoch plus a resume; crop, flip and dropout are on."""
-    place, _ = place
+    The state tells the network and the sizes, so the second command need not.
+    """
+    place, *_ = place
     data = place / "digits"
-    words = ["--dropout", "0.2", "--flip", "0.5", "--num_workers", "1", "--lr", "0.01", "--epochs", "3"]
-    straight = run_script(*small(data, tmp_path / "straight", *words), cwd=FOLDER)
+    words = ["--dropout", "0.2", "--flip", "0.5", "--num_workers", "1", "--lr", "0.01", "--epochs", "2"]
+    network = ["--backbone", "resnest14", "--image_size", "32", "--resize_size", "32"]
+    straight = command("train", *train(data, tmp_path / "straight", *words, *network))
     assert straight.returncode == 0, straight.stdout + straight.stderr
     # While the first step compiles, Ctrl-C is only noted, for the end of that step.
     state = tmp_path / "stopped/resume.ckpt"
-    output = stop_training(small(data, tmp_path / "stopped", *words), "5 steps an epoch", 1, FOLDER)
+    monkeypatch.setenv("COMMAND", "train")
+    stopped = [SCRIPT, *train(data, tmp_path / "stopped", *words, *network)]
+    output = stop_training(stopped, "5 steps an epoch", 0.5, FOLDER)
     stop = re.search(r"stopped after step ([1-4]) of epoch 1; go on with --resume (.*)", output)
     assert stop and stop[2] == str(state), output
     assert not (tmp_path / "stopped/metrics.csv").exists()
-    other = run_script(*small(data, tmp_path / "x", *words, "--resume", state, "--lr", "0.3"), cwd=FOLDER)
-    assert "lr 0.01 (now 0.3)" in one_line_error(other)
-    resumed = run_script(*small(data, tmp_path / "resumed", *words, "--resume", state), cwd=FOLDER)
+    again = train(data, tmp_path / "resumed", *words, "--resume", state)
+    for flag, given, wanted in (
+        ("--lr", "0.3", "lr 0.01 (now 0.3)"),
+        ("--image_size", "64", "image_size 32 (now 64)"),
+        ("--backbone", "resnest50", f"--backbone resnest50 contradicts {state}, which has resnest14"),
+        ("--num_classes", "5", f"--num_classes 5 contradicts {state}, which has 10"),
+    ):
+        more = ["--resize_size", "64"] if flag == "--image_size" else []
+        assert wanted in one_line_error(command("train", *again, flag, given, *more))
+    resumed = command("train", *again)
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on after step {stop[1]} of epoch 1" in resumed.stdout
+    assert record_of(tmp_path / "resumed/resnest14.ckpt") == {
+        **{"backbone": "resnest14", "num_classes": 10, "classes": CLASSES},
+        **{"image_size": 32, "resize_size": 32},
+    }
 
     one, two = (rows(tmp_path / run / "metrics.csv") for run in ("straight", "resumed"))
-    assert len(one) == len(two) == 3 and [row["top1"] for row in one] == [row["top1"] for row in two]
+    assert len(one) == len(two) == 2 and [row["top1"] for row in one] == [row["top1"] for row in two]
     for key in ("lr", "loss", "val_loss"):
         assert [float(r[key]) for r in one] == pytest.approx([float(r[key]) for r in two], rel=1e-5)
     one, two = (checkpoint(tmp_path / run / "resume.ckpt") for run in ("straight", "resumed"))
@@ -254,12 +312,11 @@ def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_
 
 def test_two_workers_follow_one_with_twice_the_batch(place, tmp_path):
     """Step k sees the same images and dropout, the gradients are averaged; BNs are frozen."""
-    place, _ = place
-    plain = [*SAMPLE, "--data_path", place / "digits", "--device_target", "CPU", "--warmup_epochs", "0"]
-    plain += ["--epochs", "2", "--dropout", "0.3", "--lr", "0.02", "--last_gamma", "false"]
+    place, *_ = place
+    words = ["--backbone", "resnest14", "--dropout", "0.3", "--lr", "0.02", "--last_gamma", "false", "--epochs", "2"]
     for workers, batch in ((1, 8), (2, 4)):
-        words = [workers, "frozen", *plain, "--batch_size", batch, "--output_dir", tmp_path / str(workers)]
-        result = run_script(ROOT / "tests/resnest/small_network.py", *words, cwd=FOLDER)
+        more = [*words, "--batch_size", batch, "--device_num", workers]
+        result = command("train", *train(place / "digits", tmp_path / str(workers), *more), BN="frozen")
         assert result.returncode == 0, result.stdout + result.stderr
     assert "CPU x 2, 40 training and 41 validation images" in result.stdout and "[INFO]" not in result.stdout
     one, two = (rows(tmp_path / str(workers) / "metrics.csv") for workers in (1, 2))
@@ -274,36 +331,41 @@ def test_two_workers_follow_one_with_twice_the_batch(place, tmp_path):
 
 
 def test_a_diverging_training_stops_with_one_line(place, tmp_path):
-    place, _ = place
-    line = one_line_error(run_script(*small(place / "digits", tmp_path, "--lr", "1e30"), cwd=FOLDER))
+    place, *_ = place
+    line = one_line_error(
+        command("train", *train(place / "digits", tmp_path, "--backbone", "resnest14", "--lr", "1e30"))
+    )
     assert "training has diverged, start again with a lower --lr" in line
     assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_ends_with_one_line(place, tmp_path):
     """Each row: script, flags that are wrong, and what the error must speak of."""
-    place, _ = place
-    (tmp_path / "truncated.ckpt").write_bytes((place / "resnest50.ckpt").read_bytes()[:100000])
-    save(resnest50(5), tmp_path / "five.ckpt")
-    save(resnest50(10), tmp_path / "letters.ckpt", Facts([f"letter {digit}" for digit in CLASSES]))
+    place, *_ = place
+    whole = place / "resnest14.ckpt"
+    (tmp_path / "truncated.ckpt").write_bytes(whole.read_bytes()[:100000])
+    save(make("resnest14", 5), tmp_path / "five.ckpt")
+    save(make("resnest14", 10), tmp_path / "letters.ckpt", {"classes": [f"letter {digit}" for digit in CLASSES]})
     (tmp_path / "odd.mindir").write_bytes(b"x")
     (tmp_path / "odd.json").write_text("[]")
     cases = [
         ("eval", ["--data_path", tmp_path / "none"], "no folder"),
-        ("eval", ["--num_classes", "1000"], "set --num_classes 10"),
+        ("eval", ["--num_classes", "1000"], f"--num_classes 1000 contradicts {whole}, which has 10; "),
+        ("eval", ["--image_size", "32"], f"--image_size 32 contradicts {whole}, which has 64; "),
         ("eval", ["--ckpt_path", tmp_path / "none.ckpt"], "no checkpoint at"),
         ("eval", ["--ckpt_path", tmp_path / "truncated.ckpt"], "truncated"),
-        ("eval", ["--ckpt_path", tmp_path / "five.ckpt"], "set --num_classes 5"),
-        ("eval", ["--backbone", "resnest101"], "set --backbone resnest50"),
+        ("eval", ["--ckpt_path", tmp_path / "five.ckpt"], "10 class"),
+        ("eval", ["--backbone", "resnest101"], f"--backbone resnest101 contradicts {whole}, which has resnest14; "),
         ("eval", ["--ckpt_path", tmp_path / "none.mindir"], "no file"),
         ("eval", ["--ckpt_path", tmp_path / "odd.mindir"], "not a manifest"),
         ("train", ["--batch_size", "64"], "set --batch_size lower"),
-        ("train", ["--ckpt_path", tmp_path / "five.ckpt"], "--finetune to start with a new head"),
+        ("train", ["--ckpt_path", tmp_path / "five.ckpt"], "--finetune to start with a new classifier"),
+        ("train", ["--ckpt_path", whole, "--num_classes", "5"], f"--num_classes 5 contradicts {whole}, which has 10; "),
         ("train", ["--ckpt_path", tmp_path / "letters.ckpt"], "label 0 is letter 0 in"),
         ("eval", ["--ckpt_path", tmp_path / "letters.ckpt"], "label 0 is letter 0 in"),
         ("train", ["--device_num", "2", "--rank_table_file", tmp_path / "no.json"], "rank table"),
         ("train", ["--resume", tmp_path / "none.ckpt"], "no checkpoint at"),
-        ("export", ["--ckpt_path", tmp_path / "five.ckpt"], "set --num_classes 5"),
+        ("export", ["--num_classes", "5"], f"--num_classes 5 contradicts {whole}, which has 10; "),
         ("export", ["--file_name", "my net"], "take letters, digits and"),
     ]
     if not ms.hal.is_available("GPU"):
@@ -315,10 +377,10 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         if script == "train":
             flags += ["--batch_size", "8", "--epochs", "1"]
         elif "--ckpt_path" not in words:
-            flags += ["--ckpt_path", place / "resnest50.ckpt"]
+            flags += ["--ckpt_path", whole]
         if script != "export" and "--data_path" not in words:
             flags += ["--data_path", place / "digits"]
-        line = one_line_error(run_script(f"{script}.py", *flags, *words, cwd=FOLDER))
+        line = one_line_error(command(script, *flags, *words))
         assert wanted in line, (script, words, line)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
@@ -329,7 +391,6 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         ("eval", [], "needs a checkpoint; give it with --ckpt_path"),
         ("eval", ["--ckpt_path", "a", "--pretrained", "b"], "one setting with two values"),
         ("eval", ["--ckpt_path", "a", "--image_size", "100"], "a multiple of 32"),
-        ("train", ["--resize_size", "192"], "resnest50 is meant for a crop of 224 out of 256"),
         ("eval", ["--ckpt_path", "a", "--batch_size", "0"], "too small for eval.py"),
         ("eval", ["--ckpt_path", "a", "--preprocess", "torch"], "invalid choice"),
         ("eval", ["--backbone", "resnest201"], "invalid choice"),
@@ -366,18 +427,28 @@ def test_keys_of_the_config_file_are_checked(tmp_path):
 def test_sizes_are_those_of_the_document_unless_the_checkpoint_tells_or_they_are_given(backbone, crop, resize, capsys):
     words = ["--backbone", f"resnest{backbone}", "--ckpt_path", "x"]
     meant = f"resnest{backbone} is meant for a crop of {crop} out of {resize}"
+    checkpoint = {"image_size": 64, "resize_size": 96}
     for more, told, sizes, warning in (
-        ([], None, (crop, resize), ""),
-        ([], (64, 96), (64, 96), ""),
-        (["--image_size", "128"], (64, 96), (128, 192), "x is meant for a crop of 64 out of 96, not of 128 out of 192"),
-        (["--image_size", str(2 * crop)], None, (2 * crop, 2 * resize), meant),
-        (["--image_size", str(2 * crop), "--num_classes", "10"], None, (2 * crop, 2 * resize), ""),
+        ([], {}, (crop, resize), ""),
+        ([], checkpoint, (64, 96), meant),
+        (["--num_classes", "10"], checkpoint, (64, 96), ""),
+        (["--image_size", str(2 * crop)], {}, (2 * crop, 2 * resize), meant),
+        (["--image_size", str(2 * crop), "--num_classes", "10"], {}, (2 * crop, 2 * resize), ""),
     ):
         args = load_config("eval", "", [*words, *more])
-        set_sizes(args, told)
+        take_settings(args, "x", told)
+        set_sizes(args)
         assert (args.image_size, args.resize_size, args.preprocess) == (*sizes, "documented")
         said = capsys.readouterr().err
         assert said.startswith(f"warning: {warning}") and said.count("\n") == 1 if warning else not said
+    args = load_config("eval", "", [*words, "--image_size", "128"])
+    with pytest.raises(UserError, match="--image_size 128 contradicts x, which has 64; "):
+        take_settings(args, "x", checkpoint)
+    args = load_config("eval", "", [*words, "--resize_size", "192"])
+    with pytest.raises(
+        UserError, match=re.escape(f"{meant}, set --resize_size and --image_size") if crop > 192 else ""
+    ):
+        set_sizes(args)
     args = load_config("export", "", words)
     assert (args.output_dir, args.batch_size) == (".", 1)
 

@@ -13,14 +13,13 @@ from src.dataset import (
     EvalTransform,
     TrainTransform,
     evaluation_loader,
-    evaluation_rows,
     smooth_one_hot,
     training_batches,
     training_loader,
 )
 
 from utils.cli import UserError
-from utils.images import ImageFolder
+from utils.images import ImageFolder, evaluation_rows
 
 PHOTOGRAPHS = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
 WHOLE = {"crop_scale": (1.0, 1.0), "flip": 0.0}

@@ -89,10 +89,7 @@ def tool_address(tool: str, device: int) -> str:
 
 
 def conf_address(path: Path, device: int) -> str:
-    """Return the address of a physical device from a file of lines such as `address_0=192.168.100.101`.
-
-    UserError if the file cannot be read or does not give the device exactly one address.
-    """
+    """Return a physical device's address, UserError if not one, from lines such as `address_0=192.168.100.101`."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from utils.cli import UserError, whole_file
+from utils.cli import UserError, read_json, whole_file
 
 KINDS = {dict: "an object", list: "a list", str: "a string"}
 AGAIN = "make it again with utils/hccl_tools/hccl_tools.py"
@@ -32,7 +32,7 @@ def _field(owner: dict, key: str, kind: type, where: str) -> dict | list | str:
     return owner[key]
 
 
-def _unique(owners: list[dict], what: str, path: Path) -> None:
+def _unique(owners: list[dict], what: str, path: str | Path) -> None:
     """Raise UserError if a value of the entry `what` stands twice."""
     values = [owner[what] for owner in owners]
     if twice := [value for value in values if values.count(value) > 1]:
@@ -42,17 +42,10 @@ def _unique(owners: list[dict], what: str, path: Path) -> None:
 def read_table(path: str | Path) -> list[dict]:
     """Return the servers of a rank table in the order of their ranks, the devices of each in that order, too.
 
-    Raises:
-        UserError: the file cannot be read or is no complete rank table of version 1.0: an entry is missing or of
-            another form, something stands twice, or the ranks are not 0, 1, 2, ..., server by server.
+    UserError if the file cannot be read or is no complete rank table of version 1.0: an entry is missing or of another
+    form, something stands twice, or the ranks are not 0, 1, 2, ..., server by server.
     """
-    path = Path(path)
-    try:
-        table = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read the rank table {path}: {error.strerror}; {AGAIN}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the rank table {path} is not valid JSON ({error}); {AGAIN}") from error
+    table = read_json(path, AGAIN)
     _field({"JSON": table}, "JSON", dict, str(path))
     for key, expected in (("version", "1.0"), ("status", "completed")):
         if _field(table, key, str, str(path)) != expected:
