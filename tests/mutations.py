@@ -54,7 +54,7 @@ utils/download.py: a download that starts over is appended to the part that is t
 utils/hccl_tools/rank_table.py: ranks from 10 on are sorted as text: utils/test_hccl_tools.py
 - server["device"].sort(key=lambda device: int(device["rank_id"]))
 + server["device"].sort(key=lambda device: device["rank_id"])
-utils/config.py: a training may be resumed with another seed: utils/test_config.py utils/test_training.py
+utils/config.py: a training may be resumed with another seed: utils/test_config.py drnet/test_commands.py
 - Setting("seed of every random draw", seed, reading)
 + Setting("seed of every random draw", seed, reading, free=True)
 utils/sample_imagenet.py: --seed does not change what is chosen: utils/test_sample_imagenet.py
@@ -108,19 +108,19 @@ DynamicQuant/src/quant.py: PACT's maximum also gets the gradient of the scaling:
 DynamicQuant/src/resnet.py: both convolutions of a block take the first one's decision: dynamicquant/test_networks.py
 - number if number == FIRST else number + 1
 + number
-DynamicQuant/src/evaluation.py: layers at the target bits cost too little: dynamicquant
+DynamicQuant/src/evaluation.py: layers at the target bits cost too little: dynamicquant/test_commands.py
 - return fixed * architecture.target_bits**2
 + return fixed * architecture.target_bits
-DynamicQuant/src/trainer.py: the controller's learning rate is the network's, and the other way round: dynamicquant
+DynamicQuant/src/trainer.py: controller and network have each other's learning rate: dynamicquant/test_trainer.py
 - zip(self.rates, (1.0, self.controller_lr_ratio))
 + zip(self.rates, (self.controller_lr_ratio, 1.0))
-DynamicQuant/src/trainer.py: mean bits below the budget are rewarded: dynamicquant/test_training.py
+DynamicQuant/src/trainer.py: mean bits below the budget are rewarded: dynamicquant/test_trainer.py
 - self.penalty * ops.relu(mean - self.budget)
 + self.penalty * (mean - self.budget)
-DynamicQuant/train.py: a resumed training forgets whether its bits are still drawn evenly: dynamicquant/test_commands.py
+DynamicQuant/train.py: a resumed training forgets whether its bits are drawn evenly: dynamicquant/test_training.py
 - even_epochs = training.kept["even_epochs"]
 + pass
-DynamicQuant/train.py: the weights at the start are evaluated, not those of the epoch: dynamicquant/test_commands.py
+DynamicQuant/train.py: the weights at the start are evaluated, not those of the epoch: dynamicquant/test_training.py
 - predictor.load(network)
 + pass
 DDRNet/src/models/ddrnet.py: no ReLU before the last exchange between the branches: ddrnet/test_networks.py
@@ -129,10 +129,10 @@ DDRNet/src/models/ddrnet.py: no ReLU before the last exchange between the branch
 DDRNet/src/data/augment/mixup.py: in mode pair the partners have different draws: ddrnet/test_mixup.py
 - plan = plan + plan[::-1]
 + plan = plan + plan
-DDRNet/src/data/imagenet.py: Mixup ends an epoch late: ddrnet/test_mixup.py ddrnet/test_commands.py
+DDRNet/src/data/imagenet.py: Mixup ends an epoch late: ddrnet/test_mixup.py ddrnet/test_keys.py
 - 0 < args.mixup_off_epoch <= epoch
 + 0 < args.mixup_off_epoch < epoch
-DDRNet/src/data/transforms.py: evaluation rounds the side to resize to, where it should cut off: ddrnet
+DDRNet/src/data/transforms.py: evaluation rounds the side to resize to, where it should cut off: ddrnet/test_augment.py
 - return int(image_size / crop_pct)
 + return round(image_size / crop_pct)
 DDRNet/src/trainers/train_one_step.py: small gradients are enlarged to the norm to clip to: ddrnet/test_trainer.py
@@ -228,10 +228,10 @@ def main() -> int:
     args = parser.parse_args()
     chosen = mutations()
     if args.only is not None:
-        chosen = {n: m for n, m in chosen.items() if any(x == str(n) if x.isdigit() else x in str(m) for x in args.only)}
-    if not chosen:
-        raise UserError(f"no mutation has anything of {' '.join(args.only)}; see --list")
-    if args.list:
+        numbers = {int(word) for word in args.only if word.isdigit()}
+        texts = [word for word in args.only if not word.isdigit()]
+        chosen = {n: m for n, m in chosen.items() if n in numbers or any(text in str(m) for text in texts)}
+    if args.list or not chosen:
         print(*(f"{number:2} {mutation}; {mutation.tests}" for number, mutation in chosen.items()), sep="\n")
         return 0
     with tempfile.TemporaryDirectory(prefix="mutations_") as folder:
