@@ -28,7 +28,7 @@ def main() -> None:
     told = record_of(args.classifier_ckpt)
     take_settings(args, args.classifier_ckpt, told)
     check_sizes(args)
-    folder = open_split(args.data_path, "val", args.num_classes)
+    folder = open_split(args.data_path, "val", args.num_classes, "give a checkpoint of {} classes")
     check_classes(args.classifier_ckpt, told.get("classes"), folder)
     check_writable(args.output_dir)
     if args.predictions is not None:

@@ -40,7 +40,7 @@ def main() -> None:
     take_settings(args, args.ckpt_path, told)
     args.image_size = architecture.image_size
     check_crop(args.image_size, args.resize_size)
-    folder = open_split(args.data_path, "val", architecture.num_classes, "evaluate a checkpoint that is of them")
+    folder = open_split(args.data_path, "val", architecture.num_classes, "give a checkpoint of {} classes")
     check_classes(args.ckpt_path, told.get("classes"), folder)
     check_writable(args.output_dir)
     if args.predictions is not None:

@@ -32,7 +32,7 @@ def main() -> int:
         told = record_of(args.ckpt_path)
     take_settings(args, args.ckpt_path, told)
     set_sizes(args)
-    folder = open_split(args.data_path, "val", args.num_classes)
+    folder = open_split(args.data_path, "val", args.num_classes, "give a checkpoint of {} classes")
     check_classes(args.ckpt_path, told.get("classes"), folder)
     args.batch_size = batch_size or min(args.batch_size, len(folder))
     check_writable(args.output_dir)

@@ -119,7 +119,7 @@ def test_flags_in_the_commands_are_those_of_the_scripts(document):
             scripts = [word for word in words if word.endswith(".py")]
             if not scripts or "tests/" in line:
                 continue
-            places = [folder, ROOT, *(ROOT / word for word in words[:2] if words[0] == "cd")]
+            places = [folder, ROOT, *(ROOT / model for model in TREES)]
             script = next((path for base in places if (path := base / scripts[0]).is_file()), None)
             assert script is not None, line
             for word in words[words.index(scripts[0]) :]:

@@ -42,21 +42,21 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
-def read_file(path: str | Path, remedy: str) -> bytes:
-    """The content of a file; UserError with this `remedy` if it cannot be read."""
+def read_file(path: str | Path, remedy: str, name: str | None = None) -> bytes:
+    """The content of a file, called `name` in messages; UserError with this `remedy` if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+        raise UserError(f"cannot read {name or path}: {error.strerror}; {remedy}") from error
 
 
-def read_json(path: str | Path, remedy: str):
-    """The content of a JSON file; UserError with this `remedy` if it cannot be read or is not valid."""
-    content = read_file(path, remedy)
+def read_json(path: str | Path, remedy: str, name: str | None = None):
+    """The content of a JSON file, as `read_file`; UserError, too, if it is not valid."""
+    content = read_file(path, remedy, name)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
+        raise UserError(f"{name or path} is not valid JSON ({error}); {remedy}") from error
 
 
 class Interrupt:

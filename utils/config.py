@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.cli import Parser, UserError
+from utils.cli import Parser, UserError, read_file
 
 DEVICES = ("auto", "CPU", "GPU", "Ascend")
 
@@ -219,10 +219,9 @@ class Store(argparse.Action):
 
 def _read(path: Path, settings: Mapping[str, Setting], users: tuple[str, ...], default: Path) -> dict:
     """The content of the file, under the settings' first names."""
+    content = read_file(path, "set --config_path", f"the config {path}")
     try:
-        values = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}; set --config_path") from error
+        values = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

@@ -52,7 +52,7 @@ def write_labels() -> None:
 
 
 def read_logits(path: Path) -> np.ndarray:
-    """The logits in a result file, float32 (K,); UserError if it cannot be read, is empty or cut, or holds NaN or infinity."""
+    """The logits in a result file, float32 (K,); UserError if it cannot be read, is empty or cut, or not finite."""
     content = read_file(path, "run the inference again")
     if not content or len(content) % 4:
         raise UserError(f"{path} holds {len(content)} bytes, which are no float32 logits; run the inference again")

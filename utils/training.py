@@ -249,7 +249,7 @@ class Training:
                 self._leave(f"step {self.step} of epoch {self.epoch + 1}")
 
     def add(self, interrupt: bool, shown: Mapping[str, str] = {}, **numbers: float) -> None:
-        """Add a step's `numbers` to `totals`; `interrupt`: a device asks to stop; `shown`: beside the loss in progress."""
+        """Add a step's `numbers` to `totals`; `interrupt`: a device asks to stop; `shown`: progress beside the loss."""
         for name, number in numbers.items():
             self.totals[name] = self.totals.get(name, 0) + number
         self.shown = shown

@@ -12,6 +12,7 @@ the ratios to the first, and the growth of the peak memory over ten times the im
 import argparse
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from mindspore import Tensor
 from src.drnet import Architecture, Classify, DRNet
 from src.evaluation import Route, evaluate
 
-from utils.images import Batch
+from utils.cli import Interrupt
+from utils.images import Batch, ImageFolder, Loader
 
 
 def batches(pool: np.ndarray, count: int, size: int):
@@ -37,6 +39,14 @@ def batches(pool: np.ndarray, count: int, size: int):
     for first in range(0, count, size):
         rows = np.arange(first, min(first + size, count))
         yield Batch(pool[rows % len(pool)], np.zeros(len(rows), np.int32), rows, [])
+
+
+def reading(pool: np.ndarray, count: int, size: int, place: Path) -> Loader:
+    """The same images from a reading process, as eval.py gets them; there are `count` empty files in `place` for it."""
+    (place / "images").mkdir(parents=True)
+    for row in range(count):
+        (place / "images" / f"{row:06}.png").touch()
+    return Loader(ImageFolder(place), lambda path, row, epoch: pool[row % len(pool)], pool.shape[1:], size, 1)
 
 
 def main() -> None:
@@ -47,13 +57,23 @@ def main() -> None:
         "--rounds", type=int, default=2, help="passes of each way, the best counts (default: %(default)s)"
     )
     args = parser.parse_args()
+    pool = recipe_images(args.batch_size, 224)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        reading(pool, args.images, args.batch_size, Path(place, "once")) as once,
+        reading(pool, 10 * args.images, args.batch_size, Path(place, "ten")) as ten_times,
+    ):
+        compare(args, pool, once, ten_times)
+
+
+def compare(args: argparse.Namespace, pool: np.ndarray, once: Loader, ten_times: Loader) -> None:
+    """Run the three ways over the images of `once`, then the last of them over `ten_times` as many."""
     ms.set_context(mode=ms.GRAPH_MODE)
     architecture = Architecture((224, 168, 112), 128, 224, 1000, "published")
     drnet = DRNet(architecture)
     for network in (drnet.predictor, drnet.classifier):
         for parameter in network.get_parameters():
             parameter.set_data(Tensor(value(parameter.name.split(".", 1)[1], parameter.shape)))
-    pool = recipe_images(args.batch_size, 224)
     choice = np.arange(args.images) % 3  # the spread is forced, the predictor runs all the same
     predictions = {}
 
@@ -85,10 +105,8 @@ def main() -> None:
         drnet.predict(Tensor(batch.images)).asnumpy()
         return np.eye(3, dtype=bool)[batch.rows % 3]
 
-    def queues(count: int = args.images) -> np.ndarray:
-        route = Route(choose, (0, 1, 2), True)
-        stream = batches(pool, count, args.batch_size)
-        return evaluate(drnet, stream, count, route, args.batch_size, show=False).predicted
+    def queues(loader: Loader = once) -> np.ndarray:
+        return evaluate(drnet, loader, Route(choose, (0, 1, 2), True), args.batch_size, Interrupt()).predicted
 
     best = {}
     for name, way in (("all and mask", all_and_mask), ("groups", groups), ("queues", queues)):
@@ -106,7 +124,7 @@ def main() -> None:
         print(f"{name:>12}: {rate:6.2f} images/s, ratio {rate / best['all and mask']:.2f}, same predictions: {same}")
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    queues(10 * args.images)
+    queues(ten_times)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"peak memory {before / 1024:.0f} MiB, after ten times the images {grown:+.0f} MiB")
 

@@ -139,6 +139,7 @@ def test_eval_counts_every_image_and_survives_a_corrupt_file(place, trained, tmp
     assert str(broken) in one_line_error(small("eval", *words))
 
 
+@pytest.mark.full
 def test_evaluation_over_two_devices_is_that_of_one(place, trained):
     words = [*data(place), *SAMPLE, "--pretrained", trained[0] / "ddrnet23.ckpt", "--batch_size", "16"]
     words += ["--device_target", "CPU"]
@@ -467,7 +468,7 @@ def test_bad_input_ends_with_one_line(place, trained, exported, tmp_path):
         ("train", ["--pretrained", tmp_path / "five.ckpt"], "has 10 classes, not 5; add --finetune to start"),
         ("train", ["--run_modelarts"], "needs --train_url"),
         ("train", ["--run_modelarts", "--train_url", "obs://x"], "moxing"),
-        ("train", ["--device_num", "2", "--rank_table_file", tmp_path / "no.json"], "rank table"),
+        ("train", ["--device_num", "2", "--rank_table_file", tmp_path / "no.json"], "cannot read the rank table"),
         ("train", ["--rank_table_file", tmp_path / "no.json"], "rank table"),
         ("train", ["--device_num", "2", "--device_id", "1"], "--device_id is for one device"),
         ("train", ["--data_path", place / "digits/train"], "has no train/"),

@@ -320,7 +320,7 @@ def test_bad_input_is_refused(place, tmp_path, monkeypatch):
         ("eval", ["--ckpt_path", state], "looks like another network"),
         ("eval", ["--ckpt_path", place.path("fixed"), "--sample_gumbel"], "has fixed bits, there is nothing to sample"),
         ("eval", ["--data_path", tmp_path / "none"], "no folder"),
-        ("eval", two, "has 2 classes, not 10; evaluate a checkpoint that is of them"),
+        ("eval", two, "has 2 classes, not 10; give a checkpoint of 2 classes"),
         ("eval", ["--data_path", tmp_path / "other"], f"label 9 is 9 in {dynamic} and 90 in the images"),
         ("eval", ["--resize_size", "28"], "a crop of 32 pixels does not fit into --resize_size 28; set it higher"),
         ("eval", ["--output_dir", tmp_path / "file/x"], "cannot write to"),

@@ -13,6 +13,9 @@ import pytest
 from conftest import ROOT, one_line_error, run_script
 from sklearn.metrics import top_k_accuracy_score
 
+sys.path.insert(0, str(ROOT / "tests" / "resnest"))
+from program_310 import CLASSES, logits_of, write_results
+
 FOLDER = ROOT / "ResNeSt"
 SIDES = {"resnest50": (256, 224), "resnest101": (256, 256), "resnest200": (320, 320), "resnest269": (416, 416)}
 # As the document prints them.
@@ -26,7 +29,6 @@ after allreduce eval: top5_correct=48469, tot=50000, acc=96.94%
 after allreduce eval: top1_correct=42288, tot=50000, acc=84.58%
 after allreduce eval: top5_correct=48562, tot=50000, acc=97.12%
 """.strip().split("\n")
-CLASSES = 7
 EACH = 3
 
 
@@ -40,37 +42,10 @@ def place(tmp_path):
         for k in range(EACH):
             (folder / f"image_{label}_{k}.JPEG").write_bytes(b"")
     (place / "a model.mindir").write_text("a model")
-    (place / "program").write_text(PROGRAM)
+    program = ROOT / "tests" / "resnest" / "program_310.py"
+    (place / "program").write_text(f"#!{sys.executable}\n{program.read_text()}")
     (place / "program").chmod(0o755)
     return place
-
-
-# Writes what it was given, and results that depend on the image's name; --leave N images out.
-PROGRAM = f"""#!{sys.executable}
-import json, sys
-from pathlib import Path
-sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "ResNeSt")!r}, {str(ROOT / "tests" / "resnest")!r}]
-from test_310 import write_results
-words = sys.argv[1:]
-print("given", json.dumps(words))
-paths = sorted(Path(words[words.index("--dataset_path") + 1]).glob("*/*"))
-folder = Path(words[words.index("--output_dir") + 1]) / "result_Files"
-write_results(folder, paths[int(words[words.index("--leave") + 1]) if "--leave" in words else 0 :])
-"""
-
-
-def logits_of(path) -> np.ndarray:
-    """Random, with the right class a little ahead."""
-    label, k = map(int, path.stem.split("_")[1:])
-    logits = np.random.default_rng([label, k]).normal(size=CLASSES).astype(np.float32)
-    logits[label] += 0.5
-    return logits
-
-
-def write_results(folder, paths) -> None:
-    folder.mkdir(exist_ok=True)
-    for path in paths:
-        (folder / f"{path.stem}_0.bin").write_bytes(logits_of(path).tobytes())
 
 
 def images(place) -> list:

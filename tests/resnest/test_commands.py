@@ -15,7 +15,7 @@ from conftest import ROOT, one_line_error, run_script, stop_training
 from golden.recipe import value
 from mindspore import Tensor, nn
 from PIL import Image
-from src.checkpoints import BACKBONES, fill, from_torch, record_of, save
+from src.checkpoints import BACKBONES, fill, from_torch, save
 from src.config import SETTINGS, load_config, set_sizes
 
 sys.path.insert(0, str(ROOT / "tests" / "resnest"))
@@ -85,6 +85,10 @@ def recipe(backbone: str, place: Path) -> tuple[nn.Cell, list]:
 
 def make(backbone: str, classes: int) -> nn.Cell:
     return BACKBONES[backbone].constructor(num_classes=classes)
+
+
+# What a test of the training around the network runs with: nearly none, or also one that is a ResNeSt.
+NETWORKS = pytest.mark.parametrize("variables", [{"TINY": "1"}, pytest.param({}, marks=pytest.mark.full)], ids=str)
 
 
 def command(name: str, *words, **variables):
@@ -262,24 +266,30 @@ def test_own_classes_from_a_checkpoint_with_others(place, tmp_path):
     assert "no training state" in one_line_error(command("train", *swapped))
 
 
-def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_path, monkeypatch):
+@NETWORKS
+def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_path, monkeypatch, variables):
     """Two epochs straight, against a stop in mid-epoch plus a resume; crop, flip and dropout are on.
 
     The state tells the network and the sizes, so the second command need not.
     """
     place, *_ = place
     data = place / "digits"
+    for name, text in {"COMMAND": "train", **variables}.items():
+        monkeypatch.setenv(name, text)
     words = ["--dropout", "0.2", "--flip", "0.5", "--num_workers", "1", "--lr", "0.01", "--epochs", "2"]
     network = ["--backbone", "resnest14", "--image_size", "32", "--resize_size", "32"]
     straight = command("train", *train(data, tmp_path / "straight", *words, *network))
     assert straight.returncode == 0, straight.stdout + straight.stderr
-    # While the first step compiles, Ctrl-C is only noted, for the end of that step.
     state = tmp_path / "stopped/resume.ckpt"
-    monkeypatch.setenv("COMMAND", "train")
-    stopped = [SCRIPT, *train(data, tmp_path / "stopped", *words, *network)]
-    output = stop_training(stopped, "5 steps an epoch", 0.5, FOLDER)
+    flags = train(data, tmp_path / "stopped", *words, *network)
+    if variables:
+        stopped = command("train", *flags, INTERRUPTED="2")
+        assert stopped.returncode == 130, stopped
+        output = stopped.stdout
+    else:  # while the first step compiles, Ctrl-C is only noted, for the end of that step
+        output = stop_training([SCRIPT, *flags], "5 steps an epoch", 1, FOLDER)
     stop = re.search(r"stopped after step ([1-4]) of epoch 1; go on with --resume (.*)", output)
-    assert stop and stop[2] == str(state), output
+    assert stop and stop[2] == str(state) and (not variables or stop[1] == "3"), output
     assert not (tmp_path / "stopped/metrics.csv").exists()
     again = train(data, tmp_path / "resumed", *words, "--resume", state)
     for flag, given, wanted in (
@@ -293,7 +303,7 @@ def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_
     resumed = command("train", *again)
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on after step {stop[1]} of epoch 1" in resumed.stdout
-    assert record_of(tmp_path / "resumed/resnest14.ckpt") == {
+    assert read_record(tmp_path / "resumed/resnest14.ckpt") == {
         **{"backbone": "resnest14", "num_classes": 10, "classes": CLASSES},
         **{"image_size": 32, "resize_size": 32},
     }
@@ -310,13 +320,14 @@ def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_
     assert best["top1"] == max(float(row["top1"]) for row in rows(tmp_path / "resumed/metrics.csv"))
 
 
-def test_two_workers_follow_one_with_twice_the_batch(place, tmp_path):
+@NETWORKS
+def test_two_workers_follow_one_with_twice_the_batch(place, tmp_path, variables):
     """Step k sees the same images and dropout, the gradients are averaged; BNs are frozen."""
     place, *_ = place
     words = ["--backbone", "resnest14", "--dropout", "0.3", "--lr", "0.02", "--last_gamma", "false", "--epochs", "2"]
     for workers, batch in ((1, 8), (2, 4)):
         more = [*words, "--batch_size", batch, "--device_num", workers]
-        result = command("train", *train(place / "digits", tmp_path / str(workers), *more), BN="frozen")
+        result = command("train", *train(place / "digits", tmp_path / str(workers), *more), BN="frozen", **variables)
         assert result.returncode == 0, result.stdout + result.stderr
     assert "CPU x 2, 40 training and 41 validation images" in result.stdout and "[INFO]" not in result.stdout
     one, two = (rows(tmp_path / str(workers) / "metrics.csv") for workers in (1, 2))
@@ -330,11 +341,11 @@ def test_two_workers_follow_one_with_twice_the_batch(place, tmp_path):
         np.testing.assert_allclose(one[key], two[key], atol=5e-4, err_msg=key)
 
 
-def test_a_diverging_training_stops_with_one_line(place, tmp_path):
+@NETWORKS
+def test_a_diverging_training_stops_with_one_line(place, tmp_path, variables):
     place, *_ = place
-    line = one_line_error(
-        command("train", *train(place / "digits", tmp_path, "--backbone", "resnest14", "--lr", "1e30"))
-    )
+    flags = train(place / "digits", tmp_path, "--backbone", "resnest14", "--lr", "1e30")
+    line = one_line_error(command("train", *flags, **variables))
     assert "training has diverged, start again with a lower --lr" in line
     assert not list(tmp_path.iterdir())
 

@@ -540,8 +540,8 @@ def test_rank_table_of_other_servers(write_table):
 def test_rank_table_that_is_none(tmp_path):
     table = tmp_path / "table.json"
     for path, content, words in [
-        (table, None, r"cannot read the rank table .*: No such file or directory; make it again with"),
-        (tmp_path, None, "cannot read the rank table .*: Is a directory"),
+        (table, None, r"cannot read .*: No such file or directory; make it again with"),
+        (tmp_path, None, "cannot read .*: Is a directory"),
         (table, "{", "not valid JSON"),
         (table, "[]", "must be an object"),
     ]:

@@ -209,7 +209,7 @@ def test_what_is_wrong_is_said_before_anything_starts(folder, tmp_path):
 
 def test_images_and_the_checkpoint_they_start_from(folder):
     args = {"data_path": str(folder), "num_classes": 2, "batch_size": 3, "device_num": 2, "server_num": 2}
-    args |= {"image_size": 32, "given": {}}
+    args |= {"image_size": 32, "given": {}, "resume": None}
 
     def opened(told, finetune=False, **change):
         names = argparse.Namespace(**{**args, **change})

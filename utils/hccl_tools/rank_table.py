@@ -45,7 +45,7 @@ def read_table(path: str | Path) -> list[dict]:
     UserError if the file cannot be read or is no complete rank table of version 1.0: an entry is missing or of another
     form, something stands twice, or the ranks are not 0, 1, 2, ..., server by server.
     """
-    table = read_json(path, AGAIN)
+    table = read_json(path, AGAIN, f"the rank table {path}")
     _field({"JSON": table}, "JSON", dict, str(path))
     for key, expected in (("version", "1.0"), ("status", "completed")):
         if _field(table, key, str, str(path)) != expected:
