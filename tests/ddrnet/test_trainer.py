@@ -1,12 +1,14 @@
 """The training step: gradients, accumulation, clipping, loss scale, overflow, divergence."""
 
+from types import SimpleNamespace
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
 from src.tools.criterion import SoftTargetCrossEntropy
 from src.tools.optimizer import make_optimizer
-from src.trainers.train_one_step import MAX_OVERFLOWS, SCALE_WINDOW, LossScale, TrainOneStep
+from src.trainers.train_one_step import MAX_OVERFLOWS, SCALE_WINDOW, LossScale, TrainOneStep, drop_path
 
 from utils.cli import UserError
 
@@ -79,7 +81,7 @@ def reference(network, batches):
     return np.mean(losses), np.mean(weights, 0), np.mean(biases, 0)
 
 
-@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("clip", [None, 0.05, 50.0])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_step_is_the_mean_gradient_clipped_to_its_global_norm(make, clip, parts):
     network, step = make(clip)
@@ -91,7 +93,7 @@ def test_a_step_is_the_mean_gradient_clipped_to_its_global_norm(make, clip, part
     result = step(batches, LR)
     norm = np.sqrt((weight_gradient**2).sum() + (bias_gradient**2).sum())
     factor = 1 if clip is None else min(1, clip / norm)
-    assert clip is None or factor < 0.5
+    assert factor < 0.5 if clip == 0.05 else factor == 1
     assert result.loss == pytest.approx(loss, rel=1e-5) and result.norm == pytest.approx(norm, rel=1e-5)
     assert not result.overflow and result.loss_scale == 1024
     np.testing.assert_allclose(network.dense.weight.asnumpy(), weight - LR * factor * weight_gradient, atol=1e-6)
@@ -102,6 +104,21 @@ def test_a_step_is_the_mean_gradient_clipped_to_its_global_norm(make, clip, part
     np.testing.assert_allclose(
         second.norm, np.sqrt((weight_gradient**2).sum() + (reference(network, batches)[2] ** 2).sum()), rtol=1e-4
     )
+
+
+def test_the_residuals_dropped_in_a_step_are_new_and_the_same_for_any_number_of_devices():
+    network = SimpleNamespace(sample_keep=lambda count, rng: rng.random((count, 14)))
+
+    def drawn(batch_size, epoch, step, *devices, seed=5, rate=0.1):
+        args = SimpleNamespace(drop_path_rate=rate, accumulation_step=2, batch_size=batch_size, seed=seed)
+        return drop_path(network, args, epoch, step, *devices)
+
+    whole = np.concatenate(drawn(8, 1, 2))
+    parts = [keep for rank in (0, 1) for keep in drawn(4, 1, 2, SimpleNamespace(rank=rank, count=2))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    for other in (drawn(8, 1, 2, seed=6), drawn(8, 2, 2), drawn(8, 1, 3)):
+        assert np.abs(whole - np.concatenate(other)).max() > 0.1
+    assert drawn(8, 1, 2, rate=0.0) == [None, None]
 
 
 def test_keep_reaches_the_network(make):

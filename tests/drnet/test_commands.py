@@ -394,6 +394,17 @@ def assert_same_training(straight, resumed, stage, epochs):
             np.testing.assert_allclose(one[key], two[key], atol=1e-5, err_msg=key)
 
 
+def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(place, tmp_path):
+    """All images cost 0.030 GMACs at the first candidate and 0.012 at the second."""
+    words = finetune(place, tmp_path, "--alpha", "0.02", "--batch_size", "20", "--epochs", "5")
+    result = run_script(EAGER.with_name("prepared.py"), *words, cwd=FOLDER, RESULTS="0:9 1:3 0:20 1:2 1:4")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("epoch ")]
+    assert [line.endswith(", best so far") for line in lines] == [True, True, False, False, True]
+    best = json.loads((tmp_path / "results.json").read_text())["best"]
+    assert best == {"epoch": 5, "top1": 0.2, "top5": 1, "within_budget": True}
+
+
 def test_pretraining_resumes_elsewhere_and_takes_the_best_checkpoint_along(place, pretrained, tmp_path):
     """From the state at the end of the last epoch, whose evaluation meets an image that cannot be read."""
     (tmp_path / "data").mkdir()

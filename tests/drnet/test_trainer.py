@@ -1,5 +1,7 @@
 """The training step against the whole loss differentiated in one piece, and its BN statistics against NumPy."""
 
+from types import SimpleNamespace
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from drnet.tiny import tiny_drnet
 from mindspore import Tensor, ops
 from src.gumbelmodule import gumbel_noise
 from src.layers import Resize
-from src.trainer import TrainOneStep, learning_rates, make_optimizer
+from src.trainer import TrainOneStep, learning_rates, make_optimizer, step_noise
 
 from utils.cli import UserError
 from utils.training import load_state, save_state
@@ -212,6 +214,15 @@ def test_two_workers_step_as_one_with_an_empty_group(tmp_path):
         if "." in name:
             np.testing.assert_allclose(one[name], two[name], atol=1e-5, err_msg=name)
     assert np.abs(one["classifier.end_point.bias"] - one["start"]).max() > 1e-4
+
+
+def test_the_noise_of_each_step_is_new_and_the_same_for_any_number_of_devices():
+    whole = step_noise(8, 3, 5, 1, 2)
+    parts = [step_noise(4, 3, 5, 1, 2, SimpleNamespace(rank=rank, count=2)) for rank in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    for seed, epoch, step in ((6, 1, 2), (5, 2, 2), (5, 1, 3)):
+        assert np.abs(whole - step_noise(8, 3, seed, epoch, step)).max() > 0.1
+    assert np.abs(whole - gumbel_noise((8, 3), 5, 1, 2)).max() > 0.1  # has a stream of its own
 
 
 def test_learning_rates_of_a_hand_worked_schedule():

@@ -341,6 +341,8 @@ def test_generate_and_merge_three_servers(hccl, out, tmp_path):
     assert result.stdout == f"wrote {os.path.join('merged', 'hccl_3s_24p.json')}\n"
     merged = json.loads((out / "merged" / "hccl_3s_24p.json").read_text())
     assert merged == {"version": "1.0", "server_count": "3", "server_list": servers, "status": "completed"}
+    path = out / "merged" / "hccl_3s_24p.json"  # ranks from 10 on are numbers, not text
+    assert [devices_of(path, 8, 3, server) for server in range(3)] == 3 * [list(range(8))]
 
 
 def device(content, **entries):
