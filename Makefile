@@ -10,7 +10,7 @@ CONFIG := --config_path config/resnet50_digits_config.yaml
 # For a shorter demo, such as make demo SAMPLE="--images 20" TRAIN="--epochs 1"
 SAMPLE :=
 TRAIN :=
-PYTEST := $(ENV)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(ENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Installed without their dependencies, see ResNeSt/requirements-convert.txt.
 CONVERTER := mindconverter==1.7.0 resnest==0.0.5
 

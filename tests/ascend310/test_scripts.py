@@ -156,6 +156,7 @@ def test_what_building_needs(copy, place):
     assert result.returncode == 2  # no labels can be made
 
 
+@pytest.mark.full
 def test_the_layout_of_a_release(copy, digits, place):
     """The library and the headers under runtime/, in a path with a space; LITE_HOME, the older name.
 

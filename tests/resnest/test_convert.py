@@ -106,6 +106,7 @@ def small_onnx(place):
     return convert.export_onnx(network, 64, place / "small.onnx")
 
 
+@pytest.mark.full
 def test_whole_way_downloaded_proved_and_equal_to_the_direct_one(place):
     digest = hashlib.sha256((place / "authors.pth").read_bytes()).hexdigest()
     download = ["--download", "--checkpoint_url", (place / "authors.pth").as_uri(), "--checkpoint_sha256", digest[:8]]
@@ -134,6 +135,7 @@ def test_whole_way_downloaded_proved_and_equal_to_the_direct_one(place):
     assert not list(place.glob(".*")), "something was left behind"
 
 
+@pytest.mark.full
 def test_from_onnx_without_the_authors_network(place, small_onnx):
     words = ["--backbone", "resnest50", "--ckpt_path"]
     result = run_script(*without("resnest"), *words, "onnx.ckpt", "--onnx", small_onnx, cwd=place)
@@ -280,6 +282,7 @@ def test_missing_packages_are_named_with_the_make_target(place):
     assert "torch, mindconverter not installed" in one_line_error(result) and "make convert-env" in result.stderr
 
 
+@pytest.mark.full
 def test_from_the_authors_file_to_an_exported_network_that_predicts_the_same(tmp_path):
     """Conversion with MindConverter, evaluation, export: on every image PyTorch's class and logits."""
     import csv

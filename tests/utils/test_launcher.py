@@ -165,6 +165,7 @@ STEPS = """
 """
 
 
+@pytest.mark.full
 def test_msrun_by_hand(tmp_path, servers):
     """Its scheduler runs the script, too."""
     (tmp_path / "job.py").write_text(COMPUTING + "\nrun(main)\n")
@@ -189,6 +190,7 @@ def test_two_servers_compute_together(start, servers):
     assert [path.name for path in sorted(jobs[0].logs.iterdir())] == ["worker_1.log"] and "sum 3.0\n" in jobs[0].log(1)
 
 
+@pytest.mark.full
 def test_interrupt_on_one_of_two_servers(start, servers):
     jobs = [start(COMPUTING + STEPS, *servers[n], folder=f"server {n}") for n in (0, 1)]
     jobs[0].wait_for("step 3\n")
