@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, one_line_error, run_script
 from golden.recipe import images, value
-from mindspore import Tensor
-from src.checkpoints import load
+from mindspore import Parameter, Tensor
+from src.checkpoints import describe, load, record_of
 from src.resnest50 import resnest50
 
 from utils.checkpoint import read_checkpoint
@@ -45,8 +45,7 @@ def without(*names):
 
 
 def parameters(path):
-    stored = read_checkpoint(path).items()
-    return {name: value.asnumpy() for name, value in stored if not isinstance(value, str)}
+    return {name: p.asnumpy() for name, p in read_checkpoint(path).items() if isinstance(p, Parameter)}
 
 
 def assert_equal(one, other):
@@ -83,20 +82,25 @@ def linear_network(path, layers, operator=None, side=64, bias=True):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a space in its name and two files of weights: the recipe's, and those of a network never trained.
+    """A folder with a space in its name and small.pth, the weights of a network that was never trained.
 
-    The latter, small.pth, has 10 classes, half precision, and the counters that PyTorch's newer BNs have.
+    They are of 10 classes, in half precision, with the counters that PyTorch's newer BNs have.
     """
     import torch
     from resnest.torch import resnest
 
     place = tmp_path_factory.mktemp("convert") / "a place"
     place.mkdir()
-    rows = json.loads((GOLDEN / "resnest50_torch.json").read_text())
-    torch_save(place / "authors.pth", {name: value(name, shape) for name, shape in rows})
     torch.manual_seed(0)
     torch.save(resnest.resnest50(num_classes=10).half().state_dict(), place / "small.pth")
     return place
+
+
+@pytest.fixture
+def authors(place):
+    """The recipe's weights, as the authors' are stored."""
+    rows = json.loads((GOLDEN / "resnest50_torch.json").read_text())
+    return torch_save(place / "authors.pth", {name: value(name, shape) for name, shape in rows})
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +110,21 @@ def small_onnx(place):
     return convert.export_onnx(network, 64, place / "small.onnx")
 
 
+def test_directly(place):
+    """Proved, without ONNX and MindConverter; the checkpoint tells what it is of."""
+    words = ["--backbone", "resnest50", "--torch_ckpt", "small.pth", "--direct", "--ckpt_path", "direct.ckpt"]
+    result = run_script(*without(*TOOLS[2:]), *words, cwd=place)
+    assert result.returncode == 0 and not result.stderr, result.stdout + result.stderr
+    ((pair, (difference, allowed)),) = differences(result.stdout).items()
+    assert pair == ("MindSpore", "PyTorch") and difference < allowed < 1e-2
+    assert describe(place / "direct.ckpt") == ("fused", "resnest50", 10)
+    assert record_of(place / "direct.ckpt") == {"backbone": "resnest50", "num_classes": 10}
+
+
 @pytest.mark.full
-def test_whole_way_downloaded_proved_and_equal_to_the_direct_one(place):
-    digest = hashlib.sha256((place / "authors.pth").read_bytes()).hexdigest()
-    download = ["--download", "--checkpoint_url", (place / "authors.pth").as_uri(), "--checkpoint_sha256", digest[:8]]
+def test_whole_way_downloaded_proved_and_equal_to_the_direct_one(place, authors):
+    digest = hashlib.sha256(authors.read_bytes()).hexdigest()
+    download = ["--download", "--checkpoint_url", authors.as_uri(), "--checkpoint_sha256", digest[:8]]
     result = run_script(
         SCRIPT, "--backbone", "resnest50", *download, "--torch_ckpt", "got.pth", "--ckpt_path", "whole.ckpt", cwd=place
     )
@@ -147,6 +162,7 @@ def test_from_onnx_without_the_authors_network(place, small_onnx):
     assert_equal(place / "onnx.ckpt", place / "direct10.ckpt")
 
 
+@pytest.mark.full
 def test_weights_that_are_equal_stay_apart(small_onnx):
     """Exporters store equal weights once, as the biases of a network that has never been trained."""
     model, size = convert.read_onnx(small_onnx, 224)
@@ -160,6 +176,7 @@ def test_weights_that_are_equal_stay_apart(small_onnx):
     assert all(re.fullmatch(rf"{node.op_type}_\d+", node.name) for node in model.graph.node)
 
 
+@pytest.mark.full
 def test_mindconverter_that_fails_shows_its_last_lines(tmp_path, capsys):
     import onnx
 
