@@ -24,10 +24,13 @@ from dynamicquant.commands import (
     succeeded,
     training,
 )
+from mindspore import Parameter
 from src.checkpoints import describe
 from src.resnet import Architecture
 
+from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.cli import UserError
+from utils.training import read_state
 
 LAST = "layer4.0.conv2.weight"
 AUGMENTED = ["--flip", "0.5", "--color_jitter", "0.3"]
@@ -220,6 +223,22 @@ def test_what_the_network_is_need_not_be_given_again(data, straight, tmp_path):
     assert first == same and not first["top1"] and one["train_bits"] == two["train_bits"]
     # A value on a rounding edge may fall on its other side where nothing is compiled.
     assert float(one["top1"]) == pytest.approx(float(two["top1"]), abs=0.051)
+
+
+def test_a_state_tells_whether_bits_are_drawn_evenly_and_how_good_the_best_epoch_was(data, straight, tmp_path):
+    """Made as if the controller had learnt before, and the best epoch had exceeded the budget."""
+    state = read_state(straight / "resume.ckpt")
+    state["settings"]["bit_budget"] = 6.0
+    best = {"epoch": 1, "top1": 1.0, "top5": 1.0, "loss": 0.0, "within_budget": False, "mean_bits": 6.1}
+    state["position"] |= {"epoch": 0, "rows": [], "best": best, "kept": {"even_epochs": 0}}
+    parameters = [value for value in read_checkpoint(straight / "resume.ckpt").values() if isinstance(value, Parameter)]
+    save_checkpoint(parameters, tmp_path / "resume.ckpt", state)
+    shutil.copy(straight / "resnet18_dq.ckpt", tmp_path)
+    words = [*TWO_EPOCHS, "--bit_budget", "6", "--resume", tmp_path / "resume.ckpt"]
+    printed = succeeded(training("quantize", "eager", data, tmp_path, *words))
+    assert "going on after step 5 of epoch 1" in printed and "best so far" in printed
+    first, second = rows(tmp_path / "metrics.csv")
+    assert first["top1"] and second["top1"]
 
 
 @pytest.mark.full
