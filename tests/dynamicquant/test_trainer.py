@@ -189,6 +189,22 @@ def test_a_step_takes_the_gradient_of_the_whole_loss(name, request):
     assert sorted(errors)[1] <= 1e-4, errors
 
 
+@pytest.mark.parametrize("budget", [5.0, 6.0])
+def test_bits_below_the_budget_neither_cost_nor_earn_anything(eager, budget):
+    """The loss is then the cross entropy, in NumPy, of the logits at the chosen bits."""
+    architecture = tiny.architecture()
+    network = tiny.network(architecture)
+    images, labels = (Tensor(array) for array in batch(0))
+    noise = step_noise(architecture, len(labels), 1, 0, 0)
+    loss, bits = DynamicLoss(network, architecture.bits, budget, PENALTY, TEMPERATURE)(images, labels, Tensor(noise))
+    features, scores = network.front(images)
+    choices = np.eye(3, dtype=np.float32)[(scores.asnumpy() + noise).argmax(-1)]
+    logits = network.back(features, Tensor(choices)).asnumpy().astype(np.float64)
+    log_sums = np.log(np.exp(logits).sum(1))
+    wanted = (log_sums - logits[np.arange(len(labels)), labels.asnumpy()]).mean()
+    assert float(bits.asnumpy()) < 5.0 and loss.asnumpy() == pytest.approx(wanted, rel=1e-5)
+
+
 def test_steps_are_gradient_descent_with_momentum_and_decay(by_image):
     """In NumPy, with the gradients that the test above has compared; the controller has its own learning rate."""
     run = by_image
