@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 import matplotlib
+import numpy as np
 from PIL import Image
 
 from utils.cli import Parser, UserError, run, whole_file
@@ -59,7 +60,23 @@ def main() -> None:
     draw_costs(right, dynamic, fixed)
     with whole_file(args.output) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    print(f"wrote {args.output}")
+    print(f"{compare(dynamic, fixed)}\nwrote {args.output}")
+
+
+def compare(dynamic: dict, fixed: list[dict]) -> str:
+    """A table of accuracy and cost, the fixed resolutions first, and how far the dynamic network is above their line.
+
+    The line joins neighbouring resolutions: what a mix of the two, drawn by lot, would have at that cost.
+    """
+    points = sorted((result["mean_gmacs"], result["acc"], f"{result['force_resolution']} px") for result in fixed)
+    rows = [*points, (dynamic["mean_gmacs"], dynamic["acc"], "dynamic")]
+    largest = max(row["gmacs"] for row in dynamic["resolutions"])
+    lines = ["resolution  top-1 %   mean GMACs   of the largest"]
+    lines += [f"{name:>10} {acc:8.3f} {cost:12.4f} {cost / largest:16.1%}" for cost, acc, name in rows]
+    if points:
+        above = dynamic["acc"] - np.interp(dynamic["mean_gmacs"], *zip(*[point[:2] for point in points]))
+        lines.append(f"dynamic against the fixed resolutions at its cost: {above:+.2f} points")
+    return "\n".join(lines)
 
 
 def draw_images(figure: SubFigure, dynamic: dict, predictions: list[dict]) -> None:

@@ -502,3 +502,30 @@ def test_show_needs_results(tmp_path):
     result = run_script("show.py", "--results", tmp_path, "--output", tmp_path / "x.png", cwd=FOLDER)
     assert "run eval.py" in one_line_error(result)
     assert os.listdir(tmp_path) == []
+
+
+def test_show_compares_with_the_line_through_the_fixed_resolutions(place, tmp_path):
+    def write(name, acc, cost, size):
+        rows = [{"resolution": 32, "images": 3, "gmacs": 0.4}, {"resolution": 16, "images": 1, "gmacs": 0.1}]
+        result = {"acc": acc, "mean_gmacs": cost, "images": 4, "force_resolution": size, "resolutions": rows}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(result))
+
+    write("16", 70.0, 0.1, 16)
+    write("32", 90.0, 0.4, 32)
+    write("dynamic", 86.5, 0.25, None)
+    path = sorted((place / "digits" / "val").rglob("*.JPEG"))[0]
+    rows = "".join(f"{path},0,0,{size}\n" for size in (32, 32, 32, 16))
+    (tmp_path / "dynamic" / "predictions.csv").write_text(f"path,label,prediction,resolution\n{rows}")
+    folders = ["--results", tmp_path / "dynamic", "--fixed", tmp_path / "32", tmp_path / "16"]
+    result = run_script("show.py", *folders, "--output", tmp_path / "x.png", cwd=FOLDER)
+    assert result.returncode == 0, result.stderr
+    *table, line, wrote = result.stdout.splitlines()
+    assert [row.split()[-4:] for row in table[1:]] == [
+        ["px", "70.000", "0.1000", "25.0%"],
+        ["px", "90.000", "0.4000", "100.0%"],
+        ["dynamic", "86.500", "0.2500", "62.5%"],
+    ]
+    # Half-way between 70 and 90.
+    assert line.endswith("+6.50 points") and wrote == f"wrote {tmp_path / 'x.png'}"
+    assert Image.open(tmp_path / "x.png").width > 1000
