@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 import time
 
@@ -23,10 +24,12 @@ from utils.images import ImageFolder, epoch_rows
 
 FOLDER = ROOT / "DRNet"
 EAGER = ROOT / "tests" / "drnet" / "eager.py"
-DIGITS = ["--config_path", "config/resnet50_digits_config.yaml", "--num_workers", "1"]
+CONFIG = "config/resnet14_digits_config.yaml"
+SIZES = shlex.split(f"--config_path {CONFIG} --image_size 32 --resize_size 32 --predictor_size 16")
+DIGITS = [*SIZES, "--num_workers", "1"]
 SMALL = [*DIGITS, "--resolutions", "32", "16"]
 SGD = ["--optimizer", "sgd", "--lr", "0.01"]
-EXPORT = [*SMALL[:2], *SMALL[4:]]  # which reads no images
+EXPORT = [*SIZES, "--resolutions", "32", "16"]  # which reads no images
 
 
 def save(path, names, classes=10, record=None):
@@ -259,7 +262,7 @@ def test_bad_input_ends_with_one_line(place, networks, tmp_path):
 
 def test_settings_that_cannot_be_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(FOLDER)
-    config = (FOLDER / "config" / "resnet50_digits_config.yaml").read_text()
+    config = (FOLDER / "config" / "resnet14_digits_config.yaml").read_text()
     (tmp_path / "typo.yaml").write_text(config.replace("flip:", "flipp:"))
     (tmp_path / "value.yaml").write_text(config.replace("num_classes: 10", "num_classes: ten"))
     (tmp_path / "short.yaml").write_text(config.replace("num_classes: 10", ""))
