@@ -33,7 +33,7 @@ from utils.cli import UserError
 from utils.training import read_state
 
 LAST = "layer4.0.conv2.weight"
-AUGMENTED = ["--flip", "0.5", "--color_jitter", "0.3"]
+AUGMENTED = ["--flip", "0.5", "--color_jitter", "0.3", "--dropout", "0.2"]
 # The state tells what the network is.
 NETWORK = ["--target_bits", "5"]
 TWO_EPOCHS = [*AUGMENTED, "--num_workers", "1", "--epochs", "2", "--lr", "0.01", "--bit_budget", "4.9"]
