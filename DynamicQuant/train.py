@@ -102,9 +102,9 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
             for step, (views, labels, unreadable) in left:
                 training.corrupt(unreadable)
                 of_step = (args.batch_size, args.seed, epoch, step, devices.rank, devices.count)
-                noise, keep = step_noise(architecture, *of_step), dropout(network, args.dropout, *of_step)
+                noise, mask = step_noise(architecture, *of_step), dropout(network, args.dropout, *of_step)
                 lr = rates[epoch * steps + step]
-                result = train_step(views, labels, noise, keep, lr, training.interrupt.asked)
+                result = train_step(views, labels, noise, mask, lr, training.interrupt.asked)
                 bits = {"bits": f"{result.bits:.2f}"} if dynamic else {}
                 training.add(result.interrupt, {"lr": f"{lr:.2g}"} | bits, loss=result.loss, bits=result.bits)
         row, line = training.row(rates[(epoch + 1) * steps - 1])

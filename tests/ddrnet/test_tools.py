@@ -3,7 +3,9 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from conftest import ROOT
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from src.configs.settings import load_config
 from src.tools.cell import cast_amp
 from src.tools.criterion import SoftTargetCrossEntropy
 from src.tools.optimizer import make_optimizer
@@ -13,6 +15,7 @@ from src.trainers.train_one_step import Update
 from utils.metrics import cross_entropy
 
 RNG = np.random.default_rng(0)
+CONFIGS = ROOT / "DDRNet/src/configs"
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,19 @@ def test_schedules(name):
     rates = learning_rates(name, 0.4, 1e-6, 1e-3, 2.0, 20, 7, 3, 0.5)
     assert rates.shape == (140,) and rates.dtype == np.float32
     np.testing.assert_allclose(rates, [rate(name, step) for step in range(140)], rtol=1e-6)
+
+
+def test_the_documented_schedule_has_the_published_ends():
+    """The published code multiplies its whole schedule by batch * devices / 256."""
+    found = {}
+    for device, count in (("ascend", 512 * 8), ("gpu", 256)):
+        args = load_config("train", "", ["--config_path", str(CONFIGS / f"ddrnet23_imagenet_{device}.yaml")])
+        schedule = (args.base_lr, args.warmup_lr, args.min_lr, args.warmup_length, args.epochs, 50)
+        rates = learning_rates(args.lr_scheduler, *schedule, args.lr_adjust, args.lr_gamma, count)
+        assert len(rates) == 300 * 50 and rates.argmax() == 10 * 50
+        found[device] = [rates[0], rates.max(), rates[-1]]
+    np.testing.assert_allclose(found["ascend"], [1.6e-5, 1.6, 1.6e-4], rtol=1e-3)
+    np.testing.assert_allclose(found["gpu"], [1e-6, 0.1, 1e-5], rtol=1e-3)
 
 
 def test_a_schedule_without_warm_up_starts_at_the_rate():

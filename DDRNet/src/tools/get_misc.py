@@ -15,7 +15,7 @@ KIND = "a DDRNet-23"
 
 def get_network(args: argparse.Namespace, drop_path_rate: float = 0.0) -> DDRNet23:
     """DDRNet-23 as the settings want it, in float32."""
-    return DDRNet23(args.num_classes, args.image_size, drop_path_rate)
+    return DDRNet23(args.num_classes, drop_path_rate)
 
 
 def set_precision(network: nn.Cell, args: argparse.Namespace, device: str) -> None:
