@@ -432,7 +432,11 @@ def test_bad_input_ends_with_one_line(place, trained, exported, tmp_path):
             "ddrnet23.mindir, which has 64",
         ),
         ("eval", ["--pretrained", tmp_path / "none.ckpt"], "no checkpoint at"),
-        ("eval", ["--pretrained", tmp_path / "drnet.ckpt"], "looks like a DRNet; give the file of a DDRNet-23"),
+        (
+            "eval",
+            ["--pretrained", tmp_path / "drnet.ckpt"],
+            "looks like a DRNet predictor; give the file of",
+        ),
         ("eval", ["--pretrained", trained[0] / "resume.ckpt"], "looks like a training state"),
         ("eval", ["--pretrained", tmp_path / "truncated.ckpt"], "truncated"),
         ("eval", ["--pretrained", tmp_path / "junk.ckpt"], "cannot be read"),

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from own_files import of_others
 from src.configs.settings import load_config
 from src.tools.cell import cast_amp
 from src.tools.criterion import SoftTargetCrossEntropy
+from src.tools.get_misc import record_of
 from src.tools.optimizer import make_optimizer
 from src.tools.schedulers import learning_rates
 from src.trainers.train_one_step import Update
 
+from utils.cli import UserError
 from utils.metrics import cross_entropy
 
 RNG = np.random.default_rng(0)
@@ -196,3 +199,10 @@ def test_each_amp_level_computes_in_its_precision_and_keeps_the_weights(level, k
 def test_another_amp_level_is_refused():
     with pytest.raises(ValueError, match="no amp_level"):
         cast_amp(Layers(), "O4", True)
+
+
+def test_files_of_the_other_models_are_named(tmp_path):
+    for kind, path in of_others("DDRNet", tmp_path):
+        with pytest.raises(UserError) as caught:
+            record_of(path)
+        assert f"{path} looks like {kind}; give the file of a DDRNet-23" in str(caught.value)
