@@ -16,6 +16,7 @@ from dynamicquant.published import (
     weight_steps,
 )
 from golden.recipe import images, value
+from initialisation import check_fan_out
 from mindspore import Tensor, ops
 from src.checkpoints import UNUSED
 from src.gumbelsoftmax import GumbelSoftmax, gumbel_noise
@@ -79,6 +80,10 @@ def test_parameters_are_those_of_the_published_checkpoint():
     assert ours == {name: shape for name, shape in PARAMETERS if name not in unused}
     assert all(name.endswith((".scale", "conv1.bias", "conv2.bias")) for name in unused)
     assert len(unused) == 2 * 19 + 12
+
+
+def test_convolutions_start_as_the_authors_do():
+    check_fan_out(resnet18())
 
 
 def relative(logits: np.ndarray, bits: int, image: int) -> float:
