@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from golden.recipe import images, value
+from initialisation import check_fan_out
 from mindspore import Tensor
 from own_files import of_others
 from src.classifier import ResNet, resnet50
@@ -36,6 +37,11 @@ def filled(network):
 def test_parameters_are_those_of_the_published_checkpoint(name, network):
     published = json.loads((GOLDEN / f"drnet_{name}.json").read_text())
     assert [[parameter.name, list(parameter.shape)] for parameter in network().get_parameters()] == published
+
+
+@pytest.mark.parametrize("network", [predictor, lambda: ResNet((1, 1, 1, 1), 7, 2, "published")])
+def test_convolutions_start_as_published(network):
+    check_fan_out(network())
 
 
 def test_resize_is_the_published_one():
