@@ -135,6 +135,17 @@ def test_a_float_network_is_trained_first(trained):
     check_float(trained)
 
 
+def test_dropout_reaches_the_network(data, tmp_path):
+    """One step, which begins with the same weights and sees the same images."""
+    losses = {}
+    for rate in ("0", "0.5"):
+        output = tmp_path / rate
+        succeeded(training("float", "eager", data, output, "--batch_size", "40", "--dropout", rate))
+        (row,) = rows(output / "metrics.csv")
+        losses[rate] = float(row["loss"])
+    assert abs(losses["0"] - losses["0.5"]) > 1e-3
+
+
 def test_a_quantized_network_starts_from_it_and_is_evaluated(small, data, trained, straight):
     check_quantized(trained / "resnet18.ckpt", data, straight, Architecture(target_bits=5, **SIZES), "eager")
 
