@@ -17,7 +17,7 @@ from utils.training import Training, begin, open_images, told_by_state
 # isort: split
 import mindspore as ms
 from src.configs.settings import load_config
-from src.data.data_utils.moxing_adapter import fetch_data, upload_results
+from src.data.data_utils.moxing_adapter import fetch_data, upload_results, uploading
 from src.data.imagenet import TrainingBatches, evaluation_loader, training_loader
 from src.models.ddrnet import DDRNet23
 from src.tools.callback import StepRecord, plot
@@ -49,7 +49,9 @@ def main() -> int:
         training_loader(folders[0], args) as train_loader,
         evaluation_loader(folders[1], args, args.device_num) as val_loader,
     ):
-        return train(args, join_devices(args), train_loader, val_loader)
+        devices = join_devices(args)
+        with uploading(args, devices.rank):
+            return train(args, devices, train_loader, val_loader)
 
 
 def start_network(args: argparse.Namespace, devices: Devices) -> DDRNet23:
@@ -70,8 +72,8 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
     network = start_network(args, devices)
     batches = TrainingBatches(train_loader, args, devices.rank, devices.count, ms.Tensor)
     images = args.batch_size * args.accumulation_step * devices.count
-    schedule = (args.base_lr * images / 256, args.warmup_lr, args.min_lr, args.warmup_length)
-    rates = learning_rates(args.lr_scheduler, *schedule, args.epochs, batches.steps, args.lr_adjust, args.lr_gamma)
+    schedule = (args.base_lr, args.warmup_lr, args.min_lr, args.warmup_length, args.epochs, batches.steps)
+    rates = learning_rates(args.lr_scheduler, *schedule, args.lr_adjust, args.lr_gamma, images)
     moments = (args.weight_decay, args.momentum, args.use_nesterov, args.beta, args.decay)
     optimizer = make_optimizer(args.optimizer, network.trainable_params(), float(rates[0]), *moments)
     loss_scale = LossScale(args.loss_scale, args.is_dynamic_loss_scale)
@@ -117,12 +119,11 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
         if loss_scale.overflows:
             line += f"; {loss_scale.overflows} steps skipped so far for overflow"
         training.tell(row, line)
+        if args.run_modelarts and devices.rank == 0 and (epoch + 1) % args.save_every == 0:
+            upload_results(args.output_dir, args.train_url, last=False)
     if record is not None:
         plot(training.output / "training.png", record, training.rows, batches.steps)
-    status = training.finish(overflow_steps=loss_scale.overflows)
-    if args.run_modelarts and devices.rank == 0:
-        upload_results(training.output, args.train_url)
-    return status
+    return training.finish(overflow_steps=loss_scale.overflows)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from src.dataset import EvalTransform, controller_images, evaluation_loader, tra
 from src.evaluation import evaluate
 from src.inference import Predictor
 from src.resnet import FLOAT, Architecture, ResNet
-from src.trainer import DynamicLoss, TrainOneStep, even_controller, learning_rates, make_optimizer, step_noise
+from src.trainer import DynamicLoss, TrainOneStep, dropout, even_controller, learning_rates, make_optimizer, step_noise
 
 QUANTIZER = ("quant", "target_bits", "num_bits", "granularity")
 
@@ -101,9 +101,10 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
         with training.steps(batches) as left:
             for step, (views, labels, unreadable) in left:
                 training.corrupt(unreadable)
-                noise = step_noise(architecture, args.batch_size, args.seed, epoch, step, devices.rank, devices.count)
+                of_step = (args.batch_size, args.seed, epoch, step, devices.rank, devices.count)
+                noise, mask = step_noise(architecture, *of_step), dropout(network, args.dropout, *of_step)
                 lr = rates[epoch * steps + step]
-                result = train_step(views, labels, noise, lr, training.interrupt.asked)
+                result = train_step(views, labels, noise, mask, lr, training.interrupt.asked)
                 bits = {"bits": f"{result.bits:.2f}"} if dynamic else {}
                 training.add(result.interrupt, {"lr": f"{lr:.2g}"} | bits, loss=result.loss, bits=result.bits)
         row, line = training.row(rates[(epoch + 1) * steps - 1])

@@ -103,8 +103,8 @@ DynamicQuant/src/quant.py: stored weights are rounded down: dynamicquant/test_ne
 - codes = ops.round(weight_positions(weight) * levels(bits))
 + codes = ops.floor(weight_positions(weight) * levels(bits))
 DynamicQuant/src/quant.py: PACT's maximum also gets the gradient of the scaling: dynamicquant/test_networks.py
-- alpha = ops.stop_gradient(self.alpha)
-+ alpha = self.alpha
+- alpha = ops.stop_gradient(self.maximum())
++ alpha = self.maximum()
 DynamicQuant/src/resnet.py: both convolutions of a block take the first one's decision: dynamicquant/test_networks.py
 - number if number == FIRST else number + 1
 + number

@@ -15,9 +15,9 @@ from src.layers import Resize
 from src.predictor import predictor
 from utils.checkpoint import load_strictly, read_checkpoint, read_record, record_in, save_checkpoint
 from utils.cli import UserError
+from utils.kinds import DRNET_CLASSIFIER, DRNET_PREDICTOR, kind_of
 
 PREDICTOR, CLASSIFIER = "predictor.", "classifier."
-CLASSIFIER_KIND = "a DRNet classifier"
 
 
 @dataclass(frozen=True)
@@ -144,17 +144,6 @@ def count_gmacs(cell: nn.Cell, size: int) -> float:
     return macs / 1e9
 
 
-def kind_of(names: set[str]) -> str:
-    """What a checkpoint with these parameter names looks like, in words for an error message."""
-    if any(name.startswith(CLASSIFIER) for name in names):
-        return "a training state (resume.ckpt, for --resume)"
-    if "conv1.weight" in names and any(".bn_0." in name for name in names):
-        return CLASSIFIER_KIND
-    if "layer1.0.conv2.weight" in names and "end_point.weight" in names and "layer1.1.conv1.weight" not in names:
-        return "a DRNet predictor"
-    return "the weights of another network"
-
-
 def record_of(path: str | Path) -> dict:
     """What the classifier checkpoint `path` tells: the fields of `Architecture`, and what training recorded besides.
 
@@ -164,8 +153,8 @@ def record_of(path: str | Path) -> dict:
         UserError: unreadable, or no classifier of a DRNet.
     """
     content = read_checkpoint(path)
-    if kind_of(set(content)) != CLASSIFIER_KIND:
-        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {CLASSIFIER_KIND}")
+    if kind_of(set(content)) != DRNET_CLASSIFIER:
+        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {DRNET_CLASSIFIER}")
     blocks = [len({name.split(".")[1] for name in content if name.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
     told = {"layers": blocks, "shortcut_bn": "published"}
     if "end_point.bias" in content:
@@ -192,7 +181,7 @@ def load_classifier(drnet: DRNet, path: str | Path, finetune: bool = False) -> l
     return load_strictly(
         drnet.classifier.get_parameters(),
         path,
-        CLASSIFIER_KIND,
+        DRNET_CLASSIFIER,
         kind_of,
         {"end_point.weight": "set --num_classes to the file's, or train with --finetune for other classes"},
         left_out=left_out,
@@ -216,7 +205,7 @@ def load_predictor(drnet: DRNet, path: str | Path) -> None:
     load_strictly(
         drnet.predictor.get_parameters(),
         path,
-        "a DRNet predictor",
+        DRNET_PREDICTOR,
         kind_of,
         {"end_point.weight": "it has another number of candidates; set --resolutions to the file's"},
         prefix=PREDICTOR,

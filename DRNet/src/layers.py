@@ -2,6 +2,7 @@
 
 import mindspore.nn as nn
 from mindspore import Tensor, ops
+from mindspore.common.initializer import HeNormal
 from mindspore.ops.auto_generate import ResizeBilinearV2
 
 
@@ -14,7 +15,7 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
         stride,
         pad_mode="pad",
         padding=kernel_size // 2,
-        weight_init="he_normal",
+        weight_init=HeNormal(mode="fan_out", nonlinearity="relu"),
     )
 
 

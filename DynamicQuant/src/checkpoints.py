@@ -1,7 +1,7 @@
 """Checkpoints: this folder's own, the published one, and float ResNet-18s of this folder or of torchvision (.pth)."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from src.config import default_resize
 from src.resnet import FLOAT, HIDDEN, SMALLEST, WIDTHS, Architecture, ResNet
 from utils.checkpoint import read_checkpoint, record_in, save_checkpoint, some_of
 from utils.cli import UserError
+from utils.kinds import STATE, kind_of
 from utils.torch_file import is_torch_file, read_torch_file
 
 PUBLISHED_BITS = (4, 3)  # target and number of them in the published checkpoint, which does not tell
@@ -102,10 +103,10 @@ def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         content = read_checkpoint(path)
         record = record_in(content, path)
         stored = {name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)}
+    if (kind := kind_of(stored)) == STATE:
+        raise UserError(f"{path} looks like {kind}; give the best checkpoint beside it")
     if not {"conv1.weight", "layer4.0.conv2.weight", *CLASSIFIER} <= set(stored) or "layer1.0.conv3.weight" in stored:
-        raise UserError(f"{path} looks like {kind_of(set(stored))}, not a ResNet-18; give the file of one")
-    if _is_state(stored):
-        raise UserError(f"{path} looks like {kind_of(set(stored))}; give the best checkpoint beside it")
+        raise UserError(f"{path} looks like {kind}, not a whole ResNet-18; give the file of one")
     return {name: value for name, value in stored.items() if not UNUSED.fullmatch(name)}, record
 
 
@@ -120,21 +121,6 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             name = f"{layer}.{TORCH_WORDS.get(word, word)}"
         parameters[name] = value
     return parameters
-
-
-def kind_of(names: set[str]) -> str:
-    """What a file with these parameters is, in words."""
-    if _is_state(names):
-        return "a training state (resume.ckpt, for --resume)"
-    if "compression3.0.weight" in names:
-        return "a DDRNet-23"
-    if any(".bn_0." in name or name.startswith("end_point") for name in names):
-        return "a DRNet"
-    if any(re.fullmatch(r"layer1\.0\.conv2\.(conv|fc1)\.weight", name) for name in names):
-        return "a ResNeSt"
-    if "layer1.0.conv3.weight" in names:
-        return "a deeper ResNet"
-    return "another network"
 
 
 def _describe(path: str | Path, stored: Mapping[str, np.ndarray], record: Mapping) -> tuple[Architecture, dict]:
@@ -165,11 +151,6 @@ def _undescribed(path: str | Path, stored: Mapping[str, np.ndarray]) -> Architec
             "not the published one; give a checkpoint of train.py"
         )
     return Architecture("dorefa", target, num_bits, "image", num_classes, side * SMALLEST)
-
-
-def _is_state(names: Iterable[str]) -> bool:
-    """Whether the file with these parameters is a training state."""
-    return any(name.startswith(("accum.", "moments.")) or name == "learning_rate" for name in names)
 
 
 def _title(architecture: Architecture) -> str:

@@ -74,6 +74,7 @@ SETTINGS = {
     "warmup_epochs": Setting("epochs of linear warm-up", not_negative, STAGES),
     "momentum": Setting("momentum; 0: plain gradient descent", below_one, STAGES),
     "weight_decay": Setting("weight decay of all parameters", not_negative, STAGES),
+    "dropout": Setting("share of the inputs of classifier and controller's last layer dropped", below_one, STAGES),
     "bit_budget": Setting("mean bits that cost nothing; none: the target", optional(above_zero), QUANTIZE),
     "even_epochs": Setting(
         "epochs at the start in which bits are drawn evenly; a new controller starts after them", natural, QUANTIZE

@@ -22,7 +22,7 @@ STD = np.array([0.229, 0.224, 0.225])
 NORMALISED = ((np.arange(256)[:, None] / 255 - MEAN) / STD).T.astype(np.float32)
 
 # What a stream of random numbers is for: third part of its seed. (0 is the order, in `epoch_rows`.)
-AUGMENT, GUMBEL, CONTROLLER = 1, 2, 3
+AUGMENT, GUMBEL, CONTROLLER, DROPOUT = 1, 2, 3, 4
 
 
 def normalise(image: Image.Image) -> np.ndarray:

@@ -13,6 +13,7 @@ from mindspore.common.initializer import HeNormal, initializer
 MAX_BITS = 8
 QUANTIZERS = ("dorefa", "pact")
 ALPHA = 10.0  # where PACT's learnable maximum starts
+LEAST_ALPHA = 0.01  # what a smaller one counts as
 
 
 def levels(bits: int) -> int:
@@ -34,9 +35,14 @@ round_through = RoundThrough()
 
 
 def weight_positions(weight: Tensor) -> Tensor:
-    """Where each weight stands between the smallest and the largest value, in [0, 1] (DoReFa, equation 9)."""
+    """Where each weight stands between the smallest and the largest value, in [0, 1] (DoReFa, equation 9).
+
+    Where all weights are 0, they stand in the middle, as a 0 among others does, and have a finite gradient.
+    """
     squashed = ops.tanh(weight)
-    return squashed / (2 * ops.abs(squashed).max()) + 0.5
+    largest = ops.abs(squashed).max()
+    largest = largest + (largest == 0).astype(largest.dtype)
+    return squashed / (2 * largest) + 0.5
 
 
 def quantize_weight(weight: Tensor, positions: Tensor, bits: int) -> Tensor:
@@ -73,36 +79,43 @@ def decode_weight(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
 class DoReFaActivation(nn.Cell):
     """Activations in [0, 1] (arXiv 1606.06160, section 2.4).
 
-    Inputs: x float32 of any shape, clipped by `clip`; bits. Outputs: x rounded to `bits`.
+    Inputs: x float32 of any shape, clipped by `clip`; bits. Outputs: x rounded to `bits` (DoReFa, equation 5).
     """
 
     def clip(self, x: Tensor) -> Tensor:
         """x limited to the range of the quantized values, float32 of its shape."""
         return ops.minimum(ops.relu(x), 1.0)
 
-    def round(self, x: Tensor, bits: int) -> Tensor:
-        """x in [0, 1] rounded to `bits`, float32 of its shape (DoReFa, equation 5)."""
-        return round_through(x * levels(bits)) / levels(bits)
-
     def construct(self, x: Tensor, bits: int) -> Tensor:
-        return self.round(x, bits)
+        return round_through(x * levels(bits)) / levels(bits)
 
 
 class PACTActivation(DoReFaActivation):
-    """Activations in [0, alpha] with a learnable alpha (arXiv 1805.06085, equations 1 and 2)."""
+    """Activations in [0, alpha] with a learnable alpha (arXiv 1805.06085, equations 1 and 2).
+
+    The parameter may learn or decay its way below LEAST_ALPHA, where it counts as that and goes on learning.
+    """
 
     def __init__(self):
         super().__init__()
         self.alpha = Parameter(Tensor([ALPHA], ms.float32))
 
+    def maximum(self) -> Tensor:
+        """alpha, float32 (1,), but at least LEAST_ALPHA, with the gradient of alpha in either case."""
+        bounded = ops.stop_gradient(ops.maximum(self.alpha, LEAST_ALPHA))
+        # The difference is 0, so that the sum is the first term to the last bit.
+        return bounded + (self.alpha - ops.stop_gradient(self.alpha))
+
     def clip(self, x: Tensor) -> Tensor:
         """x limited to [0, alpha], with the gradient of equation 3."""
-        return 0.5 * (ops.abs(x) - ops.abs(x - self.alpha) + self.alpha)
+        alpha = self.maximum()
+        return 0.5 * (ops.abs(x) - ops.abs(x - alpha) + alpha)
 
     def construct(self, x: Tensor, bits: int) -> Tensor:
         # alpha learns through the clipping alone (equation 3).
-        alpha = ops.stop_gradient(self.alpha)
-        return self.round(x / alpha, bits) * alpha
+        alpha = ops.stop_gradient(self.maximum())
+        scale = ops.full_like(alpha, levels(bits)) / alpha  # MindSpore takes number / tensor for number * (1 / tensor)
+        return round_through(x * scale) / scale
 
 
 def activation(quant: str) -> DoReFaActivation:

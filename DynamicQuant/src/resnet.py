@@ -105,7 +105,8 @@ class ResNet(nn.Cell):
         candidates: R, the bit-widths to choose from in each.
 
     Inputs: images float32 (N, 3, S, S); choices float32 (N, D, R), one-hot along the last axis, or None for none.
-    Outputs: logits float32 (N, K).
+    Outputs: logits float32 (N, K). `front` and `back`, the two parts, also take `keep` from `sample_keep`, which is for
+    dropout in training, or None for no dropout.
     """
 
     def __init__(self, make_conv: MakeConv, num_classes: int, image_size: int, decisions: int, candidates: int):
@@ -131,7 +132,12 @@ class ResNet(nn.Cell):
         blocks += [BasicBlock(channels, channels, 1, make_conv, number) for number in numbers[1:]]
         return nn.CellList(blocks)
 
-    def front(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def sample_keep(self, count: int, rate: float, rng: np.random.Generator) -> np.ndarray:
+        """What the inputs of `fc` and those of `fc2` are multiplied by: float32 (count, units), 0 or 1 / (1 - rate)."""
+        kept = rng.random((count, self.fc.in_channels + (HIDDEN if self.decisions else 0))) >= rate
+        return (kept / (1 - rate)).astype(np.float32)
+
+    def front(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Output of `layer1`, float32 (N, 64, S / 4, S / 4), and the controller's scores (N, D, R) or None."""
         x = self.max_pool(ops.relu(self.bn1(self.conv1(images))))
         for block in self.layer1:
@@ -142,16 +148,21 @@ class ResNet(nn.Cell):
             if self.controller_gradient < 1:
                 fixed = ops.stop_gradient(x)
                 seen = fixed + self.controller_gradient * (x - fixed)
-            scores = self.fc2(self.fc1(self.avg_pool(seen).flatten(start_dim=1)))
-            scores = scores.reshape(-1, self.decisions, self.candidates)
+            hidden = self.fc1(self.avg_pool(seen).flatten(start_dim=1))
+            if keep is not None:
+                hidden = hidden * keep[:, self.fc.in_channels :]
+            scores = self.fc2(hidden).reshape(-1, self.decisions, self.candidates)
         return x, scores
 
-    def back(self, x: Tensor, choices: Tensor | None) -> Tensor:
+    def back(self, x: Tensor, choices: Tensor | None, keep: Tensor | None = None) -> Tensor:
         """Logits from the output of `layer1`."""
         for stage in (self.layer2, self.layer3, self.layer4):
             for block in stage:
                 x = block(x, choices)
-        return self.fc(x.mean((2, 3)))
+        x = x.mean((2, 3))
+        if keep is not None:
+            x = x * keep[:, : self.fc.in_channels]
+        return self.fc(x)
 
     def construct(self, images: Tensor, choices: Tensor | None = None) -> Tensor:
         return self.back(self.front(images)[0], choices)

@@ -8,7 +8,7 @@ import mindspore.nn as nn
 import numpy as np
 from mindspore import ParameterTuple, Tensor, ops
 
-from src.dataset import CONTROLLER, GUMBEL
+from src.dataset import CONTROLLER, DROPOUT, GUMBEL
 from src.gumbelsoftmax import GumbelSoftmax, gumbel_noise
 from src.inference import Front
 from src.resnet import Architecture, ResNet
@@ -61,7 +61,8 @@ class DynamicLoss(nn.Cell):
     Args:
         network: the network in the form that is trained. bits: its candidates; () for the float network.
 
-    Inputs: images float32 (N, 3, S, S); labels int32 (N,); noise float32 (N, D, R) from `gumbel_noise`, or None.
+    Inputs: images float32 (N, 3, S, S); labels int32 (N,); noise float32 (N, D, R) from `gumbel_noise`, or None; keep
+    float32 from `ResNet.sample_keep`, or None.
     Outputs: the loss, and the mean bits of this device's images, float32 ().
     """
 
@@ -83,12 +84,14 @@ class DynamicLoss(nn.Cell):
         self.devices = devices
         self.reduce = ops.AllReduce() if devices > 1 else None
 
-    def construct(self, images: Tensor, labels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        features, scores = self.network.front(images)
+    def construct(
+        self, images: Tensor, labels: Tensor, noise: Tensor | None = None, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        features, scores = self.network.front(images, keep)
         if scores is None:
-            return ops.cross_entropy(self.network.back(features, None), labels), self.bits.mean()
+            return ops.cross_entropy(self.network.back(features, None, keep), labels), self.bits.mean()
         choices = self.gumbel(scores, noise)
-        loss = ops.cross_entropy(self.network.back(features, choices), labels)
+        loss = ops.cross_entropy(self.network.back(features, choices, keep), labels)
         own = (choices * self.bits).sum(-1).mean()
         mean = own
         if self.devices > 1:
@@ -109,8 +112,10 @@ class Gradient(nn.Cell):
         self.gradient = ops.value_and_grad(loss, None, weights, has_aux=True)
         self.map = ops.HyperMap()
 
-    def construct(self, images: Tensor, labels: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        (loss, bits), gradients = self.gradient(images, labels, noise)
+    def construct(
+        self, images: Tensor, labels: Tensor, noise: Tensor | None = None, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (loss, bits), gradients = self.gradient(images, labels, noise, keep)
         squares = ops.addn(self.map(_sum_of_squares, gradients))
         return ops.depend(loss, self.map(ops.assign_add, self.sums, gradients)), bits, squares
 
@@ -156,14 +161,20 @@ class TrainOneStep:
         self.update = Update(optimizer, sums, devices.count, mean=True)
 
     def __call__(
-        self, images: np.ndarray, labels: np.ndarray, noise: np.ndarray | None, lr: float, interrupt: bool = False
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        noise: np.ndarray | None,
+        keep: np.ndarray | None,
+        lr: float,
+        interrupt: bool = False,
     ) -> StepResult:
-        """One step at learning rate `lr` on this device's images float32 (N, 3, S, S), labels int32, noise (N, D, R).
+        """One step at learning rate `lr` on this device's images, labels, noise and keep (`DynamicLoss`).
 
         Raises:
             UserError: the loss or a gradient is not finite; the weights are those before the step.
         """
-        inputs = [Tensor(array) for array in (images, labels, noise) if array is not None]
+        inputs = [None if array is None else Tensor(array) for array in (images, labels, noise, keep)]
         numbers = [float(x.asnumpy()) for x in self.gradient(*inputs)]
         loss, bits, squares, interrupts = self.devices.sum([*numbers, interrupt]).tolist()
         loss, bits = loss / self.devices.count, bits / self.devices.count
@@ -214,3 +225,13 @@ def step_noise(
         return None
     shape = (devices, batch_size, architecture.decisions, len(architecture.bits))
     return gumbel_noise(shape, seed, epoch, GUMBEL, step)[rank]
+
+
+def dropout(
+    network: ResNet, rate: float, batch_size: int, seed: int, epoch: int, step: int, rank: int = 0, devices: int = 1
+) -> np.ndarray | None:
+    """This device's dropout of one step, float32 from `ResNet.sample_keep`; the draws are of the whole step."""
+    if not rate:
+        return None
+    rng = np.random.default_rng([seed, epoch, DROPOUT, step])
+    return network.sample_keep(devices * batch_size, rate, rng).reshape(devices, batch_size, -1)[rank]

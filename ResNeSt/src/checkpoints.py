@@ -20,6 +20,7 @@ from src import resnest50, resnest101, resnest200, resnest269
 from src.resnest import BN_PARAMETERS, ResNeSt, bn_behind, fuse, unfuse
 from utils.checkpoint import read_checkpoint, read_record, save_checkpoint, some_of
 from utils.cli import UserError
+from utils.kinds import STATE, kind_of
 from utils.torch_file import is_torch_file, read_torch_file
 
 
@@ -213,19 +214,13 @@ def _read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
 def _kind(names: set[str]) -> str:
     """The kind of file that has these parameter names, or what else it is, in words that begin with "a"."""
     words = {name.rpartition(".")[2] for name in names}
-    if any(name.startswith(("moments.", "moment1.", "accum.")) or name == "learning_rate" for name in names):
-        return "a training state (resume.ckpt, for --resume)"
+    if (kind := kind_of(names)) == STATE:
+        return kind
     if any(re.fullmatch(r"layer[1-4]\.\d+\.conv2\.(conv|fc1|fc2)\.weight", name) for name in names):
         if "running_mean" in words:
             return "torch"
         return "unfused" if words & set(BN_PARAMETERS) else "fused"
-    if "compression3.0.weight" in names:
-        return "a DDRNet-23"
-    if any(".bn_0." in name or name.startswith("end_point") for name in names):
-        return "a DRNet"
-    if any("quant" in name or name.endswith(".scale") for name in names):
-        return "a DynamicQuant network"
-    return "mindconverter" if names and words == {"weight", "bias"} else "another network"
+    return "mindconverter" if names and words == {"weight", "bias"} else kind
 
 
 def _is_chain(stored: State) -> bool:

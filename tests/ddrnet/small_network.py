@@ -42,7 +42,7 @@ from utils.training import MeanStatistics
 class Small(DDRNet23):
     """A stride of 8, one block with its residual, the deepest of DDRNet-23's, and the head."""
 
-    def __init__(self, num_classes: int, image_size: int, drop_path_rate: float):
+    def __init__(self, num_classes: int, drop_path_rate: float):
         nn.Cell.__init__(self)
         self.drop_path_rates = drop_path_rate * np.array(DEPTHS) / max(DEPTHS)
         self.conv1 = nn.SequentialCell([*conv_bn(3, 8, 3, 4), nn.ReLU()])
@@ -55,8 +55,8 @@ class Small(DDRNet23):
         return self.linear(self.compression3(x).mean((2, 3)))
 
 
-def frozen(num_classes: int, image_size: int, drop_path_rate: float) -> Small:
-    network = Small(num_classes, image_size, drop_path_rate)
+def frozen(num_classes: int, drop_path_rate: float) -> Small:
+    network = Small(num_classes, drop_path_rate)
     for _, cell in network.cells_and_names():
         if isinstance(cell, nn.BatchNorm2d):
             cell.use_batch_statistics = False

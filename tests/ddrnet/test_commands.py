@@ -198,10 +198,10 @@ def test_the_exported_file_predicts_the_same_and_the_manifest_says_how(place, tr
 
 @pytest.mark.full
 def test_ddrnet_23_is_exported_for_a_fixed_number_of_images(place, tmp_path):
-    """And evaluated, the last batch filled up."""
-    words = [*SAMPLE, "--device_target", "CPU", "--pretrained", save(tmp_path / "ddrnet23.ckpt")]
+    """And evaluated, the last batch filled up; the sides do not halve evenly."""
+    words = [*SAMPLE, "--device_target", "CPU", "--pretrained", save(tmp_path / "ddrnet23.ckpt"), "--image_size", "100"]
     done(run_script("export.py", *words, "--output_dir", tmp_path, "--batch_size", "3", cwd=FOLDER))
-    assert json.loads((tmp_path / "ddrnet23.json").read_text())["input"]["shape"] == [3, 3, 64, 64]
+    assert json.loads((tmp_path / "ddrnet23.json").read_text())["input"]["shape"] == [3, 3, 100, 100]
     words += [*data(place), "--output_dir", tmp_path]
     for name in ("ckpt", "mindir"):
         flags = ["--pretrained", tmp_path / f"ddrnet23.{name}", "--predictions", tmp_path / f"{name}.csv"]
@@ -432,7 +432,11 @@ def test_bad_input_ends_with_one_line(place, trained, exported, tmp_path):
             "ddrnet23.mindir, which has 64",
         ),
         ("eval", ["--pretrained", tmp_path / "none.ckpt"], "no checkpoint at"),
-        ("eval", ["--pretrained", tmp_path / "drnet.ckpt"], "looks like a DRNet; give the file of a DDRNet-23"),
+        (
+            "eval",
+            ["--pretrained", tmp_path / "drnet.ckpt"],
+            "looks like a DRNet predictor; give the file of",
+        ),
         ("eval", ["--pretrained", trained[0] / "resume.ckpt"], "looks like a training state"),
         ("eval", ["--pretrained", tmp_path / "truncated.ckpt"], "truncated"),
         ("eval", ["--pretrained", tmp_path / "junk.ckpt"], "cannot be read"),
@@ -445,7 +449,7 @@ def test_bad_input_ends_with_one_line(place, trained, exported, tmp_path):
         ("eval", ["--pretrained", "none"], "needs a checkpoint"),
         ("eval", ["--pretrained", "a", "--ckpt_path", "b"], "one setting with two values"),
         ("eval", ["--download"], "nothing to get"),
-        ("eval", ["--image_size", "100"], "a multiple of 32 from 64 up"),
+        ("eval", ["--image_size", "0"], "0 is not a whole number from 1"),
         ("eval", ["--set", "CIFAR10"], "invalid choice"),
         ("eval", ["--arch", "DDRNet39"], "invalid choice"),
         ("eval", ["--device_id", "-1"], "-1 is not a whole number"),

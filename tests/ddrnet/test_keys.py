@@ -104,7 +104,7 @@ ELSEWHERE = {
     *("arch", "set", "num_classes", "data_url", "num_parallel_workers", "strict", "output_dir"),  # test_commands.py
     *("pretrained", "finetune", "resume", "device_target", "device_id", "device_num"),  # test_commands.py
     *("rank_table_file", "server_num", "server_rank", "master_addr", "master_port"),  # tests/utils/test_launcher.py
-    *("run_modelarts", "train_url"),  # test_moxing.py
+    *("run_modelarts", "train_url", "save_every"),  # test_moxing.py
 }
 
 

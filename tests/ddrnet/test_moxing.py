@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_process, run_script
 from src.data.data_utils import moxing_adapter
 
 from utils.cli import UserError
@@ -118,6 +118,43 @@ def test_upload(buckets, tmp_path, capsys):
     assert (buckets / "mine" / "run 1" / "results.json").read_text() == "{}"
     assert (buckets / "mine" / "run 1" / "logs" / "worker_0.log").read_text() == "said"
     assert capsys.readouterr().out == f"copied {output} to obs://mine/run 1\n"
+
+
+def test_a_copy_that_fails_in_between_is_told_and_does_not_end_the_training(buckets, tmp_path, capsys):
+    (tmp_path / "output").mkdir()
+    (buckets / "mine" / "run").touch()
+    moxing_adapter.upload_results(tmp_path / "output", "obs://mine/run", last=False)
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert not out and line.startswith(f"warning: cannot copy {tmp_path}/output to obs://mine/run: ")
+    assert line.endswith("; going on, and trying again later")
+    with pytest.raises(UserError, match=f"cannot copy {tmp_path}/output to obs://mine/run"):
+        moxing_adapter.upload_results(tmp_path / "output", "obs://mine/run")
+
+
+def test_a_job_that_is_stopped_loses_nothing(buckets, tmp_path):
+    """Copies after the second of three epochs, and when Ctrl-C stops the third; another job goes on from there."""
+    digits = tmp_path / "digits"
+    words = ["--output", digits, "--images", "4", "--classes", "2", "--size", "32"]
+    assert run_script(ROOT / "utils/sample_imagenet.py", *words, cwd=tmp_path).returncode == 0
+    words = [ROOT / "tests/ddrnet/small_network.py", "train", "--data_path", digits, "--num_classes", "2"]
+    words += ["--config_path", "src/configs/ddrnet23_sample_cpu.yaml", "--image_size", "32", "--batch_size", "4"]
+    words += ["--epochs", "3", "--num_workers", "1", "--run_modelarts", "--train_url", "obs://mine/run"]
+    words += ["--save_every", "2", "--device_target", "CPU"]
+    result = run_process(*words, "--output_dir", tmp_path / "one", cwd=ROOT / "DDRNet", INTERRUPT="step 5")
+    assert result.returncode == 130, result.stdout + result.stderr
+    said = f"copied {tmp_path}/one to obs://mine/run"
+    lines = [line for line in result.stdout.splitlines() if line]
+    stopped = f"stopped after step 1 of epoch 3; go on with --resume {tmp_path}/one/resume.ckpt"
+    assert [line[:9] for line in lines[-5:]] == ["epoch 1/3", "epoch 2/3", said[:9], stopped[:9], said[:9]]
+    assert lines[-3:] == [said, stopped, said] and len(copies(buckets)) == 2
+    run = buckets / "mine" / "run"
+    for file in (tmp_path / "one").iterdir():
+        assert (run / file.name).read_bytes() == file.read_bytes()
+    resume = ["--resume", run / "resume.ckpt", "--output_dir", tmp_path / "two"]
+    result = run_process(*words, *resume, cwd=ROOT / "DDRNet")
+    assert result.returncode == 0 and "going on after step 1 of epoch 3\n" in result.stdout, result
+    assert (run / "results.json").read_bytes() == (tmp_path / "two/results.json").read_bytes()
 
 
 def test_what_can_be_put_right(buckets, tmp_path):

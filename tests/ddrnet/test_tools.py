@@ -3,16 +3,22 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from conftest import ROOT
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from own_files import of_others
+from src.configs.settings import load_config
 from src.tools.cell import cast_amp
 from src.tools.criterion import SoftTargetCrossEntropy
+from src.tools.get_misc import record_of
 from src.tools.optimizer import make_optimizer
 from src.tools.schedulers import learning_rates
 from src.trainers.train_one_step import Update
 
+from utils.cli import UserError
 from utils.metrics import cross_entropy
 
 RNG = np.random.default_rng(0)
+CONFIGS = ROOT / "DDRNet/src/configs"
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +47,19 @@ def test_schedules(name):
     rates = learning_rates(name, 0.4, 1e-6, 1e-3, 2.0, 20, 7, 3, 0.5)
     assert rates.shape == (140,) and rates.dtype == np.float32
     np.testing.assert_allclose(rates, [rate(name, step) for step in range(140)], rtol=1e-6)
+
+
+def test_the_documented_schedule_has_the_published_ends():
+    """The published code multiplies its whole schedule by batch * devices / 256."""
+    found = {}
+    for device, count in (("ascend", 512 * 8), ("gpu", 256)):
+        args = load_config("train", "", ["--config_path", str(CONFIGS / f"ddrnet23_imagenet_{device}.yaml")])
+        schedule = (args.base_lr, args.warmup_lr, args.min_lr, args.warmup_length, args.epochs, 50)
+        rates = learning_rates(args.lr_scheduler, *schedule, args.lr_adjust, args.lr_gamma, count)
+        assert len(rates) == 300 * 50 and rates.argmax() == 10 * 50
+        found[device] = [rates[0], rates.max(), rates[-1]]
+    np.testing.assert_allclose(found["ascend"], [1.6e-5, 1.6, 1.6e-4], rtol=1e-3)
+    np.testing.assert_allclose(found["gpu"], [1e-6, 0.1, 1e-5], rtol=1e-3)
 
 
 def test_a_schedule_without_warm_up_starts_at_the_rate():
@@ -180,3 +199,10 @@ def test_each_amp_level_computes_in_its_precision_and_keeps_the_weights(level, k
 def test_another_amp_level_is_refused():
     with pytest.raises(ValueError, match="no amp_level"):
         cast_amp(Layers(), "O4", True)
+
+
+def test_files_of_the_other_models_are_named(tmp_path):
+    for kind, path in of_others("DDRNet", tmp_path):
+        with pytest.raises(UserError) as caught:
+            record_of(path)
+        assert f"{path} looks like {kind}; give the file of a DDRNet-23" in str(caught.value)

@@ -7,11 +7,15 @@ import mindspore as ms
 import numpy as np
 import pytest
 from golden.recipe import images, value
+from initialisation import check_fan_out
 from mindspore import Tensor
+from own_files import of_others
 from src.classifier import ResNet, resnet50
-from src.drnet import Architecture, DRNet, count_gmacs
+from src.drnet import Architecture, DRNet, count_gmacs, record_of
 from src.layers import Resize
 from src.predictor import predictor
+
+from utils.cli import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "drnet.json").read_text())
@@ -33,6 +37,11 @@ def filled(network):
 def test_parameters_are_those_of_the_published_checkpoint(name, network):
     published = json.loads((GOLDEN / f"drnet_{name}.json").read_text())
     assert [[parameter.name, list(parameter.shape)] for parameter in network().get_parameters()] == published
+
+
+@pytest.mark.parametrize("network", [predictor, lambda: ResNet((1, 1, 1, 1), 7, 2, "published")])
+def test_convolutions_start_as_published(network):
+    check_fan_out(network())
 
 
 def test_resize_is_the_published_one():
@@ -113,3 +122,10 @@ def test_other_classes_candidates_and_sizes():
     x = Tensor(images(3, 96))
     assert drnet.predict(x).shape == (3, 4)
     assert drnet.classify[3](x).shape == (3, 7)
+
+
+def test_files_of_the_other_models_are_named(tmp_path):
+    for kind, path in of_others("DRNet", tmp_path):
+        with pytest.raises(UserError) as caught:
+            record_of(path)
+        assert f"{path} looks like {kind}; give the file of a DRNet classifier" in str(caught.value)

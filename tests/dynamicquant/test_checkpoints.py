@@ -12,6 +12,7 @@ import src.resnet as resnet
 from dynamicquant import tiny
 from golden.recipe import images, value
 from mindspore import Tensor
+from own_files import of_others
 from src.checkpoints import describe, load, save
 from src.resnet import Architecture
 
@@ -245,27 +246,18 @@ def test_a_file_that_tells_of_an_unknown_network_is_refused(files, tmp_path):
             describe(path)
 
 
-def test_files_of_other_models_are_named(tmp_path):
-    """By the names of their parameters."""
-    names = {
-        name: [parameter for parameter, _ in json.loads((GOLDEN / f"{name}.json").read_text())]
-        for name in ("ddrnet23_parameters", "drnet_classifier", "drnet_predictor", "resnest50_torch")
-    }
+def test_files_of_other_networks_are_named(tmp_path):
     published = [name for name, _ in json.loads((GOLDEN / "dynamicquant_parameters.json").read_text())]
-    rows = [
-        (names["ddrnet23_parameters"], "a DDRNet-23"),
-        (names["drnet_classifier"], "a DRNet"),
-        (names["drnet_predictor"], "a DRNet"),
-        (names["resnest50_torch"], "a ResNeSt"),
-        ([*published, "layer1.0.conv3.weight"], "a deeper ResNet"),
-        (["accum.conv1.weight"], "a training state (resume.ckpt, for --resume)"),
-        (["x"], "another network"),
-    ]
-    for parameters, wanted in rows:
-        path = write(tmp_path / "other.ckpt", {name: np.ones(3, np.float32) for name in parameters})
-        with pytest.raises(UserError, match="looks like") as caught:
+    others = {"a deeper ResNet": [*published, "layer1.0.conv3.weight"], "another network": ["x"]}
+    for kind, names in others.items():
+        path = write(tmp_path / "other.ckpt", {name: np.ones(3, np.float32) for name in names})
+        with pytest.raises(UserError) as caught:
             describe(path)
-        assert wanted in str(caught.value) and str(path) in str(caught.value), (wanted, caught.value)
+        assert f"{path} looks like {kind}, not a whole ResNet-18; give the file of one" in str(caught.value)
+    for kind, path in of_others("DynamicQuant", tmp_path):
+        with pytest.raises(UserError) as caught:
+            describe(path)
+        assert f"{path} looks like {kind}" in str(caught.value)
 
 
 def test_damaged_and_missing_files_are_refused(files, tmp_path):

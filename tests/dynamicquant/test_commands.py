@@ -455,6 +455,7 @@ def test_both_configs_have_every_key_and_the_recipe_is_the_papers():
     assert (args.lr_steps, args.lr_gamma, args.warmup_epochs, args.penalty) == ([30, 60, 85, 95], 0.1, 5, 0.05)
     assert (args.quant, args.target_bits, args.num_bits, args.granularity) == ("dorefa", 4, 3, "image")
     assert (args.image_size, args.resize_size, args.flip, args.color_jitter) == (224, 256, 0.5, 0.4)
+    assert (args.dropout, training_settings("float").dropout) == (0.2, 0)  # torchvision's, to start from, has none
     args = load_config("eval", "", [])
     assert (args.ckpt_path, args.data_path, args.device_target) == ("./resnet18_dq.ckpt", "./data/imagenet", "auto")
 

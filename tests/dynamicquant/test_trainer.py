@@ -18,7 +18,7 @@ from src.dataset import evaluation_loader
 from src.evaluation import TOLERANCE, evaluate
 from src.gumbelsoftmax import gumbel_noise
 from src.inference import Front, Predictor
-from src.trainer import SPREAD, DynamicLoss, TrainOneStep, learning_rates, make_optimizer, step_noise
+from src.trainer import SPREAD, DynamicLoss, TrainOneStep, dropout, learning_rates, make_optimizer, step_noise
 
 from utils.cli import UserError
 from utils.device import ONE_DEVICE
@@ -27,7 +27,7 @@ from utils.training import Training, load_state, read_state, save_state
 
 BATCH = 8
 BUDGET, PENALTY, TEMPERATURE = 3.2, 0.7, 0.8
-MOMENTUM, DECAY, RATIO = 0.9, 1e-2, 0.3
+MOMENTUM, DECAY, RATIO, DROPOUT = 0.9, 1e-2, 0.3, 0.2
 
 
 def batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,8 +89,9 @@ class Run:
         for gradient in self.update.sums:
             gradient.set_data(ops.zeros_like(gradient))
 
-    def noise(self, step: int) -> np.ndarray:
-        return step_noise(self.architecture, BATCH, 1, 0, step)
+    def draws(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Noise and dropout."""
+        return step_noise(self.architecture, BATCH, 1, 0, step), dropout(self.network, DROPOUT, BATCH, 1, 0, step)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def by_layer():
     return Run(tiny.architecture("dorefa", "layer"))
 
 
-def reference(run: Run, noise: np.ndarray, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS):
+def reference(run: Run, noise: np.ndarray, keep: np.ndarray, images=IMAGES, labels=LABELS):
     """Loss, mean bits, gradients and BN statistics of one batch in PyTorch and float64, written from the papers."""
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
@@ -148,13 +149,14 @@ def reference(run: Run, noise: np.ndarray, images: np.ndarray = IMAGES, labels: 
     x = functional.max_pool2d(torch.relu(bn(x, "bn1")), 3, 2, 1)
     x = block(x, "layer1.0", 1, None)
     pooled = functional.avg_pool2d(x, 7, 7).flatten(1)
-    hidden = pooled @ w["fc1.weight"].T + w["fc1.bias"]
+    kept, kept_hidden = torch.tensor(keep.astype(np.float64)).split([tiny.SIZES["WIDTHS"][-1], 64], 1)
+    hidden = (pooled @ w["fc1.weight"].T + w["fc1.bias"]) * kept_hidden
     scores = (hidden @ w["fc2.weight"].T + w["fc2.bias"]).reshape(BATCH, -1, 3) + torch.tensor(noise)
     soft = torch.softmax(scores / TEMPERATURE, -1)
     choices = functional.one_hot(scores.argmax(-1), 3) + soft - soft.detach()
     for stage in (2, 3, 4):
         x = block(x, f"layer{stage}.0", 2, choices)
-    logits = x.mean((2, 3)) @ w["fc.weight"].T + w["fc.bias"]
+    logits = (x.mean((2, 3)) * kept) @ w["fc.weight"].T + w["fc.bias"]
     mean = (choices * torch.tensor(bits)).sum(-1).mean()
     loss = functional.cross_entropy(logits, torch.tensor(labels.astype(np.int64)))
     loss = loss + PENALTY * torch.relu(mean - BUDGET)
@@ -165,7 +167,7 @@ def reference(run: Run, noise: np.ndarray, images: np.ndarray = IMAGES, labels: 
 
 @pytest.mark.parametrize("name", ["by_image", pytest.param("by_layer", marks=pytest.mark.full)])
 def test_a_step_takes_the_gradient_of_the_whole_loss(name, request):
-    """Equation 8 with its penalty, through hard choices and both quantizers, and the statistics of the BNs.
+    """Equation 8 with its penalty, through hard choices, dropout and both quantizers, and the statistics of the BNs.
 
     In about one batch of four some value is on a rounding edge and falls on its other side in float32, which changes
     gradients by percents; so two batches of three have to agree.
@@ -175,9 +177,9 @@ def test_a_step_takes_the_gradient_of_the_whole_loss(name, request):
     for seed in (1, 4, 5):
         images, labels = batch(seed)
         run.set(run.begin)
-        loss, bits, gradients, statistics = reference(run, run.noise(seed), images, labels)
+        loss, bits, gradients, statistics = reference(run, *run.draws(seed), images, labels)
         assert bits > BUDGET + 0.1  # so that the penalty counts
-        result = run.step(images, labels, run.noise(seed), 0.01)
+        result = run.step(images, labels, *run.draws(seed), 0.01)
         got, after = run.gradients, run.state()
         assert set(got) == set(gradients)
         error = [abs(result.loss - loss), abs(result.bits - bits)]
@@ -212,7 +214,7 @@ def test_steps_are_gradient_descent_with_momentum_and_decay(by_image):
     weights = {p.name: run.begin[p.name].astype(np.float64) for p in run.network.trainable_params()}
     velocity = {name: 0.0 for name in weights}
     for step, lr in enumerate((0.05, 0.02, 0.01)):
-        run.step(IMAGES, LABELS, run.noise(step), lr)
+        run.step(IMAGES, LABELS, *run.draws(step), lr)
         gradients, after = run.gradients, run.state()
         assert set(gradients) == set(weights)
         for name, gradient in gradients.items():
@@ -231,12 +233,13 @@ def test_the_penalty_counts_above_the_budget_only(by_image):
         run.set(run.begin)
         noise = np.zeros((BATCH, 1, 3), np.float32)
         noise[..., column] = 50
-        result = run.step(IMAGES, LABELS, noise, 0.01)
+        keep = run.draws(0)[1]
+        result = run.step(IMAGES, LABELS, noise, keep, 0.01)
         assert result.bits == pytest.approx(bits)
         losses[bits] = result.loss
         # A choice without doubt has no gradient from the softmax.
         assert np.abs(run.gradients["fc2.bias"]).max() < 1e-12
-    loss, mean, _, _ = reference(run, noise)
+    loss, mean, _, _ = reference(run, noise, keep)
     assert mean == 5 and losses[5] == pytest.approx(loss, rel=1e-5)
     assert losses[5] - PENALTY * (5 - BUDGET) > 0
 
@@ -248,13 +251,13 @@ def test_state_restores_the_next_steps_exactly(by_image, tmp_path):
     for step in range(4):
         if step == 2:
             save_state(tmp_path / "resume.ckpt", [run.network, run.optimizer], settings, position)
-        straight = run.step(IMAGES, LABELS, run.noise(step), 0.01)
+        straight = run.step(IMAGES, LABELS, *run.draws(step), 0.01)
     wanted = run.state()
     rng = np.random.default_rng(0)
     run.set({name: rng.random(array.shape).astype(array.dtype) for name, array in wanted.items()})
     assert load_state(tmp_path / "resume.ckpt", [run.network, run.optimizer], settings) == position
     for step in (2, 3):
-        resumed = run.step(IMAGES, LABELS, run.noise(step), 0.01)
+        resumed = run.step(IMAGES, LABELS, *run.draws(step), 0.01)
     assert resumed == straight
     for name, array in run.state().items():
         np.testing.assert_allclose(array, wanted[name], atol=1e-6, err_msg=name)
@@ -271,7 +274,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(by_image):
     run.network.fc.bias.set_data(Tensor(np.full(tiny.CLASSES, np.inf, np.float32)))
     before = {p.name: p.asnumpy().copy() for p in run.network.trainable_params()}
     with pytest.raises(UserError, match="training has diverged"):
-        run.step(IMAGES, LABELS, run.noise(0), 0.01)
+        run.step(IMAGES, LABELS, *run.draws(0), 0.01)
     for parameter in run.network.trainable_params():
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
 
@@ -280,7 +283,7 @@ def test_a_new_controller_tells_images_apart(by_image):
     """Each score has mean 0 and the given deviation over the images; its momentum is gone, and nothing else moves."""
     run, network = by_image, by_image.network
     run.set(run.begin)
-    run.step(IMAGES, LABELS, run.noise(0), 0.01)
+    run.step(IMAGES, LABELS, *run.draws(0), 0.01)
     before = run.state()
     run.step.start_controller(IMAGES, 0)
     assert network.training
@@ -354,6 +357,19 @@ def test_the_noise_of_a_step_is_the_same_for_any_number_of_devices():
     assert np.abs(whole - step_noise(architecture, 8, 3, 1, 3)).max() > 0.1
     assert step_noise(tiny.architecture(num_bits=1), 8, 3, 1, 2) is None
     assert np.abs(whole - gumbel_noise((8, 1, 3), 3, 1, 2)).max() > 0.1  # has a stream of its own
+
+
+def test_the_dropout_of_a_step_is_the_same_for_any_number_of_devices_and_keeps_the_mean():
+    network = tiny.network(tiny.architecture())
+    whole = dropout(network, 0.2, 800, 3, 1, 2)
+    assert whole.shape == (800, 16 + 64) and whole.dtype == np.float32
+    assert set(np.unique(whole)) == {0, np.float32(1.25)} and whole.mean() == pytest.approx(1, abs=0.01)
+    parts = [dropout(network, 0.2, 400, 3, 1, 2, rank, 2) for rank in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    for seed, epoch, step in ((4, 1, 2), (3, 2, 2), (3, 1, 3)):
+        assert ((dropout(network, 0.2, 800, seed, epoch, step) == 0) & (whole == 0)).mean() == pytest.approx(0.04, 0.1)
+    assert dropout(network, 0.0, 8, 3, 1, 2) is None
+    assert dropout(tiny.network(tiny.architecture(num_bits=1)), 0.2, 8, 3, 1, 2).shape == (8, 16)
 
 
 def test_the_best_epoch_keeps_to_the_budget_and_then_has_the_highest_accuracy(eager, tmp_path):

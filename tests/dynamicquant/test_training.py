@@ -33,7 +33,7 @@ from utils.cli import UserError
 from utils.training import read_state
 
 LAST = "layer4.0.conv2.weight"
-AUGMENTED = ["--flip", "0.5", "--color_jitter", "0.3"]
+AUGMENTED = ["--flip", "0.5", "--color_jitter", "0.3", "--dropout", "0.2"]
 # The state tells what the network is.
 NETWORK = ["--target_bits", "5"]
 TWO_EPOCHS = [*AUGMENTED, "--num_workers", "1", "--epochs", "2", "--lr", "0.01", "--bit_budget", "4.9"]
@@ -133,6 +133,17 @@ def check_quantized(start: Path, data: Path, output: Path, architecture: Archite
 
 def test_a_float_network_is_trained_first(trained):
     check_float(trained)
+
+
+def test_dropout_reaches_the_network(data, tmp_path):
+    """One step, which begins with the same weights and sees the same images."""
+    losses = {}
+    for rate in ("0", "0.5"):
+        output = tmp_path / rate
+        succeeded(training("float", "eager", data, output, "--batch_size", "40", "--dropout", rate))
+        (row,) = rows(output / "metrics.csv")
+        losses[rate] = float(row["loss"])
+    assert abs(losses["0"] - losses["0.5"]) > 1e-3
 
 
 def test_a_quantized_network_starts_from_it_and_is_evaluated(small, data, trained, straight):

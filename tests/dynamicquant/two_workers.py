@@ -24,7 +24,7 @@ import src.resnet as resnet
 from dynamicquant import tiny
 from mindspore import Tensor
 from src.config import load_config
-from src.trainer import DynamicLoss, TrainOneStep, make_optimizer
+from src.trainer import DynamicLoss, TrainOneStep, dropout, make_optimizer
 
 BATCH = 8
 CHOICE = np.array([0] * 4 + [2] * 4)
@@ -54,7 +54,8 @@ def main() -> int:
     labels = rng.integers(0, tiny.CLASSES, BATCH).astype(np.int32)
     noise = 3 * np.eye(3, dtype=np.float32)[CHOICE][:, None]
     part = slice(rank * BATCH // count, (rank + 1) * BATCH // count)
-    steps = [step(images[part], labels[part], noise[part], lr, rank == count - 1) for lr in (0.05, 0.02)]
+    keep = dropout(network, 0.2, BATCH // count, 0, 0, 0, rank, count)
+    steps = [step(images[part], labels[part], noise[part], keep, lr, rank == count - 1) for lr in (0.05, 0.02)]
     arrays = {p.name: p.asnumpy().copy() for p in network.get_parameters()}
     statistics = [network.bn1.moving_mean, network.bn1.moving_variance, network.bn1.gamma]
     for parameter in statistics:

@@ -14,6 +14,7 @@ from conftest import ROOT
 from golden.recipe import images, value
 from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
+from own_files import of_others
 from src.checkpoints import (
     BACKBONES,
     DEPTHS,
@@ -281,20 +282,17 @@ def test_mindconverter_files_that_are_not_whole(backbone, files, tmp_path):
     assert "of another shape" in refused(cell, path)
 
 
-@pytest.mark.parametrize(
-    "names, words",
-    [
-        (["compression3.0.weight"], "a DDRNet-23"),
-        (["layer1.0.bn_0.gamma"], "a DRNet"),
-        (["conv1.scale"], "a DynamicQuant network"),
-        (["moments.conv1.0.weight", "conv1.0.weight"], "a training state"),
-        (["a.weight", "a.bias"], "another network"),
-        (["a.gamma"], "another network"),
-    ],
-)
-def test_other_networks_are_named(names, words, tmp_path):
+def test_files_of_the_other_models_are_named(tmp_path):
+    for kind, path in of_others("ResNeSt", tmp_path):
+        with pytest.raises(UserError) as caught:
+            describe(path)
+        assert f"{path} looks like {kind}, not a ResNeSt; give the file of a ResNeSt" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [["a.weight", "a.bias"], ["a.gamma"]])
+def test_files_of_others_are_another_network(names, tmp_path):
     path = write(tmp_path / "other.ckpt", {name: np.zeros(3, np.float32) for name in names})
-    assert f"looks like {words}" in refused(network(), path)
+    assert "looks like another network" in refused(network(), path)
 
 
 def test_files_that_cannot_be_read(backbone, files, tmp_path):

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from golden.recipe import images, value
+from initialisation import check_fan_out
 from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 from src.checkpoints import BACKBONES, fill, from_torch
@@ -104,6 +105,10 @@ def test_any_batch_and_any_size_divisible_by_32(unfused):
 def test_other_sizes_are_refused(height, width):
     with pytest.raises(ValueError, match="multiples of 32"):
         small(fused=True)(Tensor(np.zeros((1, 3, height, width), np.float32)))
+
+
+def test_convolutions_start_as_the_authors_do():
+    check_fan_out(ResNeSt(BLOCKS, 32, 7))
 
 
 def test_split_attention_is_the_softmax_over_the_splits():

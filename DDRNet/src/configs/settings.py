@@ -28,14 +28,12 @@ TRAIN = ("train",)
 RUN = ("train", "eval")
 ALL = ("train", "eval", "export")
 
-image_size = number(int, lambda value: value >= 64 and value % 32 == 0, "a multiple of 32 from 64 up")
-
 SETTINGS = {
     "arch": Setting("network", str, ALL, ("DDRNet23",)),
     # ===== Dataset ===== #
     "set": Setting("kind of data set", str, RUN, ("ImageNet",)),
     "num_classes": Setting("number of classes", positive, ALL),
-    "image_size": Setting("side of the images in pixels, a multiple of 32 from 64 up", image_size, ALL),
+    "image_size": Setting("side of the images in pixels", positive, ALL),
     "crop_pct": Setting(
         "share of the resized side that evaluation's centre crop keeps",
         number(float, lambda v: 0 < v <= 1, "a number above 0, up to 1"),
@@ -69,8 +67,8 @@ SETTINGS = {
     "label_smoothing": Setting("label smoothing", below_one, TRAIN),
     # ===== Learning rate ===== #
     "base_lr": Setting("learning rate for 256 images a step; it grows in proportion", above_zero, TRAIN),
-    "warmup_lr": Setting("learning rate that the warm-up starts from", not_negative, TRAIN),
-    "min_lr": Setting("least learning rate after the warm-up", not_negative, TRAIN),
+    "warmup_lr": Setting("learning rate that the warm-up starts from, likewise", not_negative, TRAIN),
+    "min_lr": Setting("least learning rate after the warm-up, likewise", not_negative, TRAIN),
     "lr_scheduler": Setting(
         "how the learning rate falls", str, TRAIN, ("constant_lr", "cosine_lr", "multistep_lr", "exp_lr")
     ),
@@ -128,6 +126,7 @@ SETTINGS = {
     # ===== ModelArts ===== #
     "run_modelarts": Setting("fetch data_url from and copy the results to OBS, on ModelArts", yes_no, TRAIN, free=True),
     "train_url": Setting("OBS folder for the results", optional(str), TRAIN, free=True),
+    "save_every": Setting("epochs after which the results so far are copied to train_url", positive, TRAIN, free=True),
 }
 
 

@@ -3,12 +3,13 @@
 Two branches from 1/8 of the image's resolution on: the high-resolution one stays there, the other goes down to 1/32.
 They exchange features twice and are added at the end. Parameter names are those of the published checkpoint. All
 convolutions pad "same", MindSpore's default, as the published network does: at stride 2, on even sides, only below and
-to the right.
+to the right. Where a side is odd, half of it is rounded up, in both branches alike, so images may have any size.
 """
 
 import mindspore.nn as nn
 import numpy as np
 from mindspore import Tensor, ops
+from mindspore.common.initializer import HeNormal
 from mindspore.ops.auto_generate import ResizeBilinearV2
 
 # Depth of each block in the order of `DDRNet23.blocks`: blocks of the two branches that work side by side share one.
@@ -17,7 +18,8 @@ DEPTHS = (0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7, 8, 8)
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
     """Convolution without bias, padded "same"."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, weight_init="he_normal")
+    weight_init = HeNormal(mode="fan_out", nonlinearity="relu")
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, weight_init=weight_init)
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> list[nn.Cell]:
@@ -103,24 +105,21 @@ class DDRNet23(nn.Cell):
 
     Args:
         num_classes: K.
-        image_size: side of the images in pixels, a multiple of 32 from 64 up. The network itself takes every such size.
         drop_path_rate: stochastic depth: how often the residual of the deepest block is dropped in training.
 
     Inputs:
-        images: float32 (N, 3, H, W), H and W multiples of 32 from 64 up.
+        images: float32 (N, 3, H, W).
         keep: float32 (N, 14) from `sample_keep`, or None to keep every residual.
 
     Output:
         logits float32 (N, K).
 
     Raises:
-        ValueError: an `image_size` that the network cannot take, a rate outside [0, 1).
+        ValueError: a rate outside [0, 1).
     """
 
-    def __init__(self, num_classes: int = 1000, image_size: int = 224, drop_path_rate: float = 0.1):
+    def __init__(self, num_classes: int = 1000, drop_path_rate: float = 0.1):
         super().__init__()
-        if image_size < 64 or image_size % 32:
-            raise ValueError(f"image_size must be a multiple of 32 from 64 up, not {image_size}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must lie in [0, 1), not {drop_path_rate}")
         # The rate grows linearly with the depth, from 0 (arXiv 1603.09382, section 3).

@@ -8,14 +8,14 @@ from src.models.ddrnet import DDRNet23
 from src.tools.cell import cast_amp
 from utils.checkpoint import load_strictly, read_checkpoint, record_in
 from utils.cli import UserError
+from utils.kinds import DDRNET, kind_of
 
 HEAD = ("linear.weight", "linear.bias")
-KIND = "a DDRNet-23"
 
 
 def get_network(args: argparse.Namespace, drop_path_rate: float = 0.0) -> DDRNet23:
     """DDRNet-23 as the settings want it, in float32."""
-    return DDRNet23(args.num_classes, args.image_size, drop_path_rate)
+    return DDRNet23(args.num_classes, drop_path_rate)
 
 
 def set_precision(network: nn.Cell, args: argparse.Namespace, device: str) -> None:
@@ -25,21 +25,6 @@ def set_precision(network: nn.Cell, args: argparse.Namespace, device: str) -> No
         print(f"amp_level O0 instead of {level}, which is slower on a CPU; --amp_level {level} insists", flush=True)
         args.amp_level = "O0"
     cast_amp(network, args.amp_level, args.keep_bn_fp32)
-
-
-def kind_of(names: set[str]) -> str:
-    """What a set of parameter names looks like, in words."""
-    if "compression3.0.weight" in names:
-        if "learning_rate" in names:
-            return "a training state (resume.ckpt, for --resume)"
-        return KIND
-    if any(".bn_0." in name or name.startswith("end_point") for name in names):
-        return "a DRNet"
-    if any("Conv2d_" in name or "splat" in name or "splt" in name for name in names):
-        return "a ResNeSt"
-    if any("quant" in name or name.endswith(".scale") for name in names):
-        return "a DynamicQuant network"
-    return "another network"
 
 
 def load_network(network: DDRNet23, path: str, finetune: bool = False) -> list[str]:
@@ -52,7 +37,7 @@ def load_network(network: DDRNet23, path: str, finetune: bool = False) -> list[s
         UserError: unreadable file, or a missing, surplus or misshapen parameter.
     """
     left_out = HEAD if finetune else ()
-    return load_strictly(network.get_parameters(), path, KIND, kind_of, left_out=left_out)
+    return load_strictly(network.get_parameters(), path, DDRNET, kind_of, left_out=left_out)
 
 
 def record_of(path: str) -> dict:
@@ -62,7 +47,7 @@ def record_of(path: str) -> dict:
         UserError: unreadable, or not of a DDRNet-23.
     """
     content = read_checkpoint(path)
-    if kind_of(set(content)) != KIND:
-        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {KIND}")
+    if kind_of(set(content)) != DDRNET:
+        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {DDRNET}")
     told = {"num_classes": content[HEAD[1]].shape[0]} if HEAD[1] in content else {}
     return told | record_in(content, path)

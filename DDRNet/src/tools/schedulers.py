@@ -13,6 +13,7 @@ def learning_rates(
     steps: int,
     lr_adjust: int,
     lr_gamma: float,
+    images: int = 256,
 ) -> np.ndarray:
     """The learning rate of every step, float32 (epochs * steps,), `steps` being those of one epoch.
 
@@ -23,7 +24,7 @@ def learning_rates(
     - multistep_lr: `lr` times `lr_gamma` to the power of floor(epoch / `lr_adjust`), epoch counted from the start;
     - exp_lr: the same without floor, a drop by `lr_gamma` spread over `lr_adjust` epochs.
 
-    The last two stop at `min_lr`.
+    The last two stop at `min_lr`. All rates are those of 256 images a step, and grow in proportion to `images`.
 
     Raises:
         ValueError: another `lr_scheduler`.
@@ -44,4 +45,4 @@ def learning_rates(
         raise ValueError(f"no schedule {lr_scheduler}")
     rising = step < warmup
     rates[rising] = warmup_lr + (lr - warmup_lr) * step[rising] / max(warmup, 1)
-    return rates.astype(np.float32)
+    return (rates * images / 256).astype(np.float32)

@@ -3,11 +3,15 @@
 `moxing` exists on ModelArts only; it is imported when something is to be copied.
 """
 
+import argparse
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from utils.cli import UserError
@@ -101,11 +105,31 @@ def fetch_data(data_url: str, cache: str | Path | None = None) -> Path:
     return Path(cache) / name
 
 
-def upload_results(output_dir: str | Path, train_url: str) -> None:
+def upload_results(output_dir: str | Path, train_url: str, last: bool = True) -> None:
     """Copy everything a run has written to the OBS folder `train_url`; to be called by one process of the job.
+
+    Raises:
+        UserError: as `upload`, but only for the `last` time; before that a warning says that it did not work.
+    """
+    try:
+        upload(output_dir, train_url)
+    except UserError as error:
+        if last:
+            raise
+        print(f"warning: {' '.join(str(error).split())}; going on, and trying again later", file=sys.stderr, flush=True)
+    else:
+        print(f"copied {output_dir} to {train_url}", flush=True)
+
+
+@contextlib.contextmanager
+def uploading(args: argparse.Namespace, rank: int) -> Iterator[None]:
+    """A block whose results the process of rank 0 copies when it ends, even if it is stopped or fails.
 
     Raises:
         UserError: as `upload`.
     """
-    upload(output_dir, train_url)
-    print(f"copied {output_dir} to {train_url}", flush=True)
+    try:
+        yield
+    finally:
+        if args.run_modelarts and rank == 0:
+            upload_results(args.output_dir, args.train_url)
