@@ -10,7 +10,7 @@ import numpy as np
 
 from src.config import default_resize
 from src.resnet import FLOAT, HIDDEN, SMALLEST, WIDTHS, Architecture, ResNet
-from utils.checkpoint import read_checkpoint, record_in, save_checkpoint, some_of
+from utils.checkpoint import arrays, read_checkpoint, record_in, save_checkpoint, some_of
 from utils.cli import UserError
 from utils.torch_file import is_torch_file, read_torch_file
 
@@ -101,7 +101,7 @@ def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     else:
         content = read_checkpoint(path)
         record = record_in(content, path)
-        stored = {name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)}
+        stored = arrays(content)
     if not {"conv1.weight", "layer4.0.conv2.weight", *CLASSIFIER} <= set(stored) or "layer1.0.conv3.weight" in stored:
         raise UserError(f"{path} looks like {kind_of(set(stored))}, not a ResNet-18; give the file of one")
     if _is_state(stored):
@@ -141,9 +141,11 @@ def _describe(path: str | Path, stored: Mapping[str, np.ndarray], record: Mappin
     if not record:
         architecture = _undescribed(path, stored)
     else:
-        names = [field.name for field in fields(Architecture)]
+        kinds = {field.name: type(field.default) for field in fields(Architecture)}
         try:
-            architecture = Architecture(**{name: record[name] for name in names})
+            if wrong := [name for name, kind in kinds.items() if type(record[name]) is not kind]:
+                raise TypeError(f"its {wrong[0]} is none")
+            architecture = Architecture(**{name: record[name] for name in kinds})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path} tells of a network that this version does not know ({error}); give one of its train.py"

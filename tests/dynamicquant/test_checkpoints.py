@@ -280,7 +280,7 @@ def test_damaged_and_missing_files_are_refused(files, tmp_path):
         ("cut.ckpt", "truncated"),
         ("flipped.ckpt", "damaged"),
         ("cut.pth", "truncated"),
-        ("no.txt", "does not end in .ckpt"),
+        ("no.txt", "of another kind"),
         ("none.ckpt", "no checkpoint at"),
     ):
         with pytest.raises(UserError, match=wanted):

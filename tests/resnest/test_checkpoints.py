@@ -4,7 +4,7 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import mindspore as ms
@@ -63,8 +63,8 @@ def values(cell: nn.Cell) -> dict[str, np.ndarray]:
     return {parameter.name: parameter.asnumpy().copy() for parameter in cell.get_parameters()}
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    save_checkpoint([ms.Parameter(Tensor(array), name=name) for name, array in arrays.items()], path)
+def write(path: Path, arrays: dict[str, np.ndarray], record: Mapping = {}) -> Path:
+    save_checkpoint([ms.Parameter(Tensor(array), name=name) for name, array in arrays.items()], path, record)
     return path
 
 
@@ -130,8 +130,8 @@ def files(backbone, parameters, tmp_path_factory):
         return {f"{theirs[n]}.{word}": fused[f"{n}.{word}"] for n in names for word in ("weight", "bias")}
 
     return {
-        "unfused": write(folder / "unfused.ckpt", parameters),
-        "fused": write(folder / "fused.ckpt", fused),
+        "unfused": write(folder / "unfused.ckpt", parameters, {"backbone": backbone}),
+        "fused": write(folder / "fused.ckpt", fused, {"backbone": backbone}),
         "mindconverter": write(folder / "mindconverter.ckpt", stored(theirs)),
         "converted": write(folder / "converted.ckpt", stored(converted)),
     }
@@ -240,7 +240,7 @@ def test_another_backbone_is_named(kind, other, tmp_path):
         arrays[f"{layer}.bias"] = np.zeros(1, np.float32)
     if kind == "unfused":
         arrays["bn1.gamma"] = np.zeros(1, np.float32)
-    path = write(tmp_path / "other.ckpt", arrays)
+    path = write(tmp_path / "other.ckpt", arrays, {"backbone": other} if kind != "mindconverter" else {})
     assert describe(path) == (kind, other, 1000)
     title = other.replace("resnest", "ResNeSt-")
     assert f"is of a {title}, not of a ResNeSt-14; set --backbone {other}" in refused(network(), path)
@@ -258,13 +258,13 @@ def test_the_others_refuse_resnest50(tmp_path):
 def test_missing_surplus_and_misshapen_parameters(backbone, parameters, tmp_path):
     cell = network(backbone)
     names = list(parameters)
-    path = tmp_path / "spoilt.ckpt"
-    write(path, {name: array for name, array in parameters.items() if name not in names[20:25]})
+    path, record = tmp_path / "spoilt.ckpt", {"backbone": backbone}
+    write(path, {name: array for name, array in parameters.items() if name not in names[20:25]}, record)
     message = refused(cell, path)
     assert "5 parameters missing: " in message and names[20] in message and ", …" in message
-    write(path, parameters | {"layer1.0.extra.weight": np.zeros(3, np.float32)})
+    write(path, parameters | {"layer1.0.extra.weight": np.zeros(3, np.float32)}, record)
     assert "1 parameters surplus: layer1.0.extra.weight" in refused(cell, path)
-    write(path, parameters | {"layer2.0.conv3.weight": np.zeros((512, 64, 1, 1), np.float32)})
+    write(path, parameters | {"layer2.0.conv3.weight": np.zeros((512, 64, 1, 1), np.float32)}, record)
     assert "layer2.0.conv3.weight is (512, 64, 1, 1) in the file and (512, 128, 1, 1)" in refused(cell, path)
 
 
