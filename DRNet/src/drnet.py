@@ -14,7 +14,7 @@ from mindspore import Tensor, ops
 from src.classifier import SHORTCUT_BN, ResNet
 from src.layers import Resize
 from src.predictor import predictor
-from utils.checkpoint import load_strictly, read_checkpoint, read_record, record_in, save_checkpoint
+from utils.checkpoint import arrays, load_strictly, read_checkpoint, read_record, record_in, save_checkpoint
 from utils.cli import UserError
 
 PREDICTOR, CLASSIFIER = "predictor.", "classifier."
@@ -165,14 +165,15 @@ def record_of(path: str | Path) -> dict:
         UserError: unreadable, or no classifier of a DRNet.
     """
     content = read_checkpoint(path)
-    if kind_of(set(content)) != CLASSIFIER_KIND:
-        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {CLASSIFIER_KIND}")
-    blocks = [len({name.split(".")[1] for name in content if name.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
+    stored = arrays(content)
+    if kind_of(set(stored)) != CLASSIFIER_KIND:
+        raise UserError(f"{path} looks like {kind_of(set(stored))}; give the file of {CLASSIFIER_KIND}")
+    blocks = [len({name.split(".")[1] for name in stored if name.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
     told = {"shortcut_bn": "published"} | record_in(content, path) | {"layers": blocks}
     if told["shortcut_bn"] not in SHORTCUT_BN:
         raise UserError(f"{path} tells no usable shortcut_bn, {' or '.join(SHORTCUT_BN)}; give another file")
-    if "end_point.bias" in content:
-        told["num_classes"] = content["end_point.bias"].shape[0]
+    if "end_point.bias" in stored:
+        told["num_classes"] = stored["end_point.bias"].size
     return told
 
 

@@ -70,7 +70,7 @@ def load(network: ResNet, architecture: Architecture, path: str | Path, finetune
     elif own.image_size // SMALLEST != architecture.image_size // SMALLEST:
         may_lack |= {name for name in wanted if name in CONTROLLER}
         stored = {name: value for name, value in stored.items() if name not in CONTROLLER}
-    classes = len(stored[CLASSIFIER[1]])
+    classes = stored[CLASSIFIER[1]].size
     if not finetune and classes != architecture.num_classes:
         raise UserError(
             f"{path} has {classes} classes, the network {architecture.num_classes}; set --num_classes {classes}, or "
@@ -155,10 +155,10 @@ def _describe(path: str | Path, stored: Mapping[str, np.ndarray], record: Mappin
 
 def _undescribed(path: str | Path, stored: Mapping[str, np.ndarray]) -> Architecture:
     """The network of a file without a record: a float one, or the published one."""
-    num_classes = len(stored[CLASSIFIER[1]])
+    num_classes = stored[CLASSIFIER[1]].size
     if "fc1.weight" not in stored:
         return Architecture(FLOAT, num_classes=num_classes)
-    inputs, outputs = stored["fc1.weight"].shape[-1], len(stored.get("fc2.bias", ()))
+    inputs, outputs = stored["fc1.weight"].size // HIDDEN, stored.get("fc2.bias", np.empty(0)).size
     side = round((inputs / WIDTHS[0]) ** 0.5)
     target, num_bits = PUBLISHED_BITS
     if stored["fc1.weight"].shape != (HIDDEN, WIDTHS[0] * side * side) or outputs != num_bits:

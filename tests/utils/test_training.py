@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from utils.checkpoint import read_checkpoint, read_record
+from utils.checkpoint import read_checkpoint, read_record, save_checkpoint
 from utils.cli import UserError
 from utils.config import Setting, positive
 from utils.device import Devices
@@ -57,6 +57,9 @@ def handlers():
     ms.set_context(mode=ms.GRAPH_MODE)
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+POSITION = {"epoch": 1, "step": 2, "totals": {"loss": 1.5}, "rows": [], "best": None, "kept": {}}
 
 
 class Run:
@@ -192,6 +195,25 @@ def test_a_state_of_another_run_is_refused(folder, tmp_path):
         Run(folder, tmp_path / "x", resume=state).train()
     assert told_by_state(state, ("lr", "devices", "none")) == {"lr": 0.1, "devices": 1}
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"settings": {}},
+        {"settings": {}, "position": {"epoch": 1}},
+        *({"settings": value, "position": POSITION} for value in (None, [], "lr", 3)),
+        *({"settings": {}, "position": POSITION | {key: "x"}} for key in POSITION),
+        *({"settings": {}, "position": POSITION | {key: None}} for key in POSITION if key != "best"),
+    ],
+    ids=str,
+)
+def test_what_is_no_position_in_a_training(tmp_path, state):
+    save_checkpoint(Network().get_parameters(), tmp_path / "resume.ckpt", {"settings": {}, "position": POSITION})
+    assert read_state(tmp_path / "resume.ckpt")["position"] == POSITION
+    save_checkpoint(Network().get_parameters(), tmp_path / "resume.ckpt", state)
+    with pytest.raises(UserError, match="is no training state; --resume takes the"):
+        read_state(tmp_path / "resume.ckpt")
 
 
 def test_what_is_wrong_is_said_before_anything_starts(folder, tmp_path):
