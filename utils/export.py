@@ -59,14 +59,13 @@ def read_manifest(path: Path, models: Iterable[str], read: Callable[[dict], dict
             raise UserError(f"no file {needed}; export.py writes a .mindir file and its .json side by side")
     manifest = read_json(file, "export the network again")
     try:
+        if (model := manifest["model"]) not in list(models):
+            raise UserError(f"{file} is of {model}, not of {' or '.join(models)}; give an export of this folder")
         told = {"num_classes": manifest["num_classes"], "classes": manifest["class_names"]} | read(manifest)
-        kind, batch_size = manifest["format"], natural(manifest["input"]["shape"][0])
-        model, digest = manifest["model"], manifest["sha256"]
+        kind, digest, batch_size = manifest["format"], manifest["sha256"], natural(manifest["input"]["shape"][0])
         check_told(told)
     except (ValueError, KeyError, TypeError, IndexError, argparse.ArgumentTypeError) as error:
         raise UserError(f"{file} is not a manifest of export.py; export the network again") from error
-    if model not in list(models):
-        raise UserError(f"{file} is of {model}, not of {' or '.join(models)}; give an export of this folder")
     if kind != "MINDIR":
         raise UserError(f"{file} is of a later export, to {kind}; export {path.name} again, with its own --file_name")
     if digest != file_sha256(path):
