@@ -208,7 +208,7 @@ def _read(path: str | Path) -> tuple[str, dict[str, np.ndarray], dict]:
     if all(blocks) and blocks not in BLOCKS.values():
         what = f"a ResNeSt-{3 * sum(blocks) + 2}, with {' '.join(map(str, blocks))} blocks in its stages"
         raise UserError(f"{path} is of {what}; give the whole file of a {', '.join(map(title, BLOCKS))}")
-    if kind in ("unfused", "fused") and record.get("backbone") not in list(BACKBONES):
+    if kind in ("unfused", "fused") and not is_torch_file(path) and record.get("backbone") not in list(BACKBONES):
         raise UserError(
             f"{path} has the parameters of a ResNeSt and no record that it is one of this folder's; others, such as "
             "mindcv's, have the same names, pad otherwise and would compute something else here; convert the authors' "
