@@ -30,7 +30,7 @@ def main() -> int:
         return status
     exported, batch_size = args.pretrained.endswith(".mindir"), 0
     if exported:
-        told, batch_size = read_manifest(Path(args.pretrained), told_by)
+        told, batch_size = read_manifest(Path(args.pretrained), [args.arch], told_by)
     else:
         told = record_of(args.pretrained)
     take_settings(args, args.pretrained, told)

@@ -1,14 +1,15 @@
 """Export DRNet: one file for the predictor, one for the classifier at each resolution, and a manifest in JSON."""
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import check_writable, run
+from utils.cli import run
 from utils.config import take_settings
 from utils.device import set_device
-from utils.export import check_format, export
+from utils.export import check_format, export, whole_export
 from utils.metrics import write_results
 
 # isort: split
@@ -30,51 +31,45 @@ def main() -> None:
     predictor_gmacs, gmacs = drnet.gmacs()
 
     shape = [args.batch_size or None, 3, args.image_size, args.image_size]
-    output = Path(args.output_dir)
-    manifest = output / "drnet.json"
-    check_writable(output)
-    manifest.unlink(missing_ok=True)  # there is one only where all files belong together
-    files = {"predictor": export(drnet.predict, shape, output / "drnet_predictor", args.file_format)}
-    for resolution, cell in zip(args.resolutions, drnet.classify):
-        name = output / f"drnet_classifier_{resolution}"
-        files[f"classifier_{resolution}"] = export(cell, shape, name, args.file_format)
-    write_results(
-        manifest,
-        {
-            "model": "DRNet",
-            "format": args.file_format,
-            "input": {"name": "images", "shape": [args.batch_size, *shape[1:]], "dtype": "float32", "layout": "NCHW"},
-            "preprocess": {
-                "color": "RGB",
-                "resize_shorter_side": args.resize_size,
-                "interpolation": "bilinear, antialiased",
-                "center_crop": args.image_size,
-                "divide_by": 255,
-                "mean": MEAN.tolist(),
-                "std": STD.tolist(),
-            },
-            "num_classes": args.num_classes,
-            "class_names": told.get("classes"),
-            "predictor": {
-                "file": files["predictor"],
-                "output": [args.batch_size, len(args.resolutions)],
-                "gmacs": predictor_gmacs,
-            },
-            "classifiers": [
-                {
-                    "resolution": resolution,
-                    "file": files[f"classifier_{resolution}"],
-                    "output": [args.batch_size, args.num_classes],
-                    "gmacs": cost,
-                }
-                for resolution, cost in zip(args.resolutions, gmacs)
-            ],
-            "usage": "Every file takes the same images and resizes them itself. The predictor's largest output is the "
-            "position in `classifiers` of the file to classify the image with. A 0 in a shape means any number. "
-            "class_names is null where the checkpoint does not tell them.",
-        },
-    )
+    manifest = Path(args.output_dir) / "drnet.json"
+    with whole_export(manifest) as folder:
+        predictor = export(drnet.predict, shape, folder / "drnet_predictor", args.file_format)
+        predictor |= {"output": [args.batch_size, len(args.resolutions)], "gmacs": predictor_gmacs}
+        classifiers = []
+        for resolution, cell, cost in zip(args.resolutions, drnet.classify, gmacs):
+            file = export(cell, shape, folder / f"drnet_classifier_{resolution}", args.file_format)
+            file |= {"output": [args.batch_size, args.num_classes], "gmacs": cost}
+            classifiers.append({"resolution": resolution} | file)
+        write_results(folder / manifest.name, describe_files(args, predictor, classifiers, told.get("classes")))
     print(f"wrote {manifest}")
+
+
+def describe_files(
+    args: argparse.Namespace, predictor: dict, classifiers: list[dict], classes: list[str] | None
+) -> dict:
+    """The manifest of the exported files."""
+    shape = [args.batch_size, 3, args.image_size, args.image_size]
+    return {
+        "model": "DRNet",
+        "format": args.file_format,
+        "input": {"name": "images", "shape": shape, "dtype": "float32", "layout": "NCHW"},
+        "preprocess": {
+            "color": "RGB",
+            "resize_shorter_side": args.resize_size,
+            "interpolation": "bilinear, antialiased",
+            "center_crop": args.image_size,
+            "divide_by": 255,
+            "mean": MEAN.tolist(),
+            "std": STD.tolist(),
+        },
+        "num_classes": args.num_classes,
+        "class_names": classes,
+        "predictor": predictor,
+        "classifiers": classifiers,
+        "usage": "Every file takes the same images and resizes them itself. The predictor's largest output is the "
+        "position in `classifiers` of the file to classify the image with. A 0 in a shape means any number. "
+        "class_names is null where the checkpoint does not tell them.",
+    }
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import UserError, check_writable, run
+from utils.cli import UserError, run
 from utils.config import take_settings
 from utils.device import set_device
-from utils.export import check_format, export
+from utils.export import check_format, export, whole_export
 from utils.metrics import write_results
 
 # isort: split
@@ -44,30 +44,29 @@ def main() -> None:
     network = architecture.network()
     load(network, architecture, args.ckpt_path)
 
-    size, output = architecture.image_size, Path(args.output_dir)
+    size = architecture.image_size
     images = [args.batch_size or None, 3, size, size]
     features = [args.batch_size or None, WIDTHS[0], size // 4, size // 4]
 
-    manifest = output / f"{NAME}.json"
-    check_writable(output)
-    manifest.unlink(missing_ok=True)  # there is one only where all files belong together
+    manifest = Path(args.output_dir) / f"{NAME}.json"
 
-    def write(part: type[nn.Cell], name: str, shape: list[int | None], bits: int) -> dict:
+    def write(folder: Path, part: type[nn.Cell], name: str, shape: list[int | None], bits: int) -> dict:
         """Write one part and return what the manifest tells of it."""
         stored, live = architecture.fixed(bits, StoredConv2d), architecture.fixed(bits)
         load_fixed(stored, network)
         load_fixed(live, network)
-        file = export(part(stored), shape, output / f"{NAME}_{name}", args.file_format, part(live))
+        file = export(part(stored), shape, folder / f"{NAME}_{name}", args.file_format, part(live))
         values = sum(p.size for p in network.get_parameters() if p.name.startswith(PARAMETERS[part]))
-        return {"file": file, "bytes": (output / file).stat().st_size, "float32_bytes": 4 * values}
+        return file | {"bytes": (folder / file["file"]).stat().st_size, "float32_bytes": 4 * values}
 
-    front = write(Front, "front", images, architecture.target_bits)
-    backs = [{"bits": bits} | write(Back, f"{bits}bits", features, bits) for bits in architecture.bits]
+    with whole_export(manifest) as folder:
+        front = write(folder, Front, "front", images, architecture.target_bits)
+        backs = [{"bits": bits} | write(folder, Back, f"{bits}bits", features, bits) for bits in architecture.bits]
+        write_results(folder / manifest.name, describe_files(args, architecture, told.get("classes"), front, backs))
     print("part       bytes of file  as float32    share")
     for part in (front, *backs):
         name = f"{part['bits']} bits" if "bits" in part else "front"
         print(f"{name:8} {part['bytes']:15,} {part['float32_bytes']:11,} {part['bytes'] / part['float32_bytes']:8.1%}")
-    write_results(manifest, describe_files(args, architecture, told.get("classes"), front, backs))
     print(f"wrote {manifest}")
 
 

@@ -377,7 +377,7 @@ def mindconverter(model, size: int, folder: Path) -> Layers:
     lost = [name for pair in pairs for name in pair if name not in name_of]
     if lost:
         raise UserError(f"MindConverter lost {len(lost)} weights, first {lost[0]}; export the ONNX file anew")
-    return [tuple(stored[name_of[name]].asnumpy() for name in pair) for pair in pairs]
+    return [tuple(stored[name_of[name]] for name in pair) for pair in pairs]
 
 
 def fused_network(layers: Layers, backbone: str, path: Path) -> ResNeSt:

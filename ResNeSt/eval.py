@@ -27,7 +27,7 @@ def main() -> int:
         return status
     exported, batch_size = args.ckpt_path.endswith(".mindir"), 0
     if exported:
-        told, batch_size = read_manifest(Path(args.ckpt_path), told_by)
+        told, batch_size = read_manifest(Path(args.ckpt_path), BACKBONES, told_by)
     else:
         told = record_of(args.ckpt_path)
     take_settings(args, args.ckpt_path, told)

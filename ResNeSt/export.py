@@ -1,5 +1,6 @@
 """Export a ResNeSt: a MINDIR or AIR file of its fused form, and a manifest in JSON beside it."""
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from utils.cli import UserError, run
 from utils.config import take_settings
 from utils.device import set_device
-from utils.export import check_format, export
+from utils.export import check_format, export, whole_export
 from utils.metrics import write_results
 
 # isort: split
@@ -30,31 +31,36 @@ def main() -> None:
     load(network, args.ckpt_path)
     network.set_train(False)
     shape = [args.batch_size or None, 3, args.image_size, args.image_size]
-    file = export(network, shape, path, args.file_format)
-    write_results(
-        path.with_suffix(".json"),
-        {
-            "model": args.backbone,
-            "format": args.file_format,
-            "file": file,
-            "input": {"name": "images", "shape": [args.batch_size, *shape[1:]], "dtype": "float32", "layout": "NCHW"},
-            "output": {"name": "logits", "shape": [args.batch_size, args.num_classes], "dtype": "float32"},
-            "preprocess": {
-                "color": "RGB",
-                "resize": [args.resize_size, args.resize_size],
-                "keep_aspect_ratio": False,
-                "interpolation": "bilinear, antialiased",
-                "center_crop": args.image_size,
-                "divide_by": 255,
-                "mean": MEAN.tolist(),
-                "std": STD.tolist(),
-            },
-            "num_classes": args.num_classes,
-            "class_names": told.get("classes"),
-            "usage": "A 0 in a shape means any number. class_names is null where the checkpoint does not tell them.",
+    manifest = path.with_suffix(".json")
+    with whole_export(manifest) as folder:
+        file = export(network, shape, folder / path.name, args.file_format)
+        write_results(folder / manifest.name, describe_file(args, file, told.get("classes")))
+    print(f"wrote {manifest}")
+
+
+def describe_file(args: argparse.Namespace, file: dict, classes: list[str] | None) -> dict:
+    """The manifest of the exported file."""
+    shape = [args.batch_size, 3, args.image_size, args.image_size]
+    return {
+        "model": args.backbone,
+        "format": args.file_format,
+        **file,
+        "input": {"name": "images", "shape": shape, "dtype": "float32", "layout": "NCHW"},
+        "output": {"name": "logits", "shape": [args.batch_size, args.num_classes], "dtype": "float32"},
+        "preprocess": {
+            "color": "RGB",
+            "resize": [args.resize_size, args.resize_size],
+            "keep_aspect_ratio": False,
+            "interpolation": "bilinear, antialiased",
+            "center_crop": args.image_size,
+            "divide_by": 255,
+            "mean": MEAN.tolist(),
+            "std": STD.tolist(),
         },
-    )
-    print(f"wrote {path.with_suffix('.json')}")
+        "num_classes": args.num_classes,
+        "class_names": classes,
+        "usage": "A 0 in a shape means any number. class_names is null where the checkpoint does not tell them.",
+    }
 
 
 def output_path(args) -> Path:

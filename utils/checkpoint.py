@@ -1,55 +1,102 @@
 """Checkpoint files: read with clear errors, loaded strictly, written whole."""
 
 import contextlib
+import itertools
 import json
 import logging
+import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import psutil
+from google.protobuf.message import DecodeError
+from mindspore.train.checkpoint_pb2 import Checkpoint
 
-from utils.cli import UserError, whole_file
+from utils.cli import UserError, read_file, whole_file
 
 RECORD = "record"  # the text beside the parameters, in JSON
-NO_MEMORY = "exceeds current available memory"  # in MindSpore's refusal of a file that is larger than what is free
+CHECKSUM = b"crc_num"  # stands before the ten bytes of MindSpore's own, at the end of a file that has one
+TYPES = {name: name.lower() for name in ("Bool", "Float16", "Float32", "Float64", "Int8", "Int16", "Int32", "Int64")}
+TYPES |= {f"U{name}": f"u{kind}" for name, kind in TYPES.items() if "Int" in name} | {"BFloat16": "uint16", "str": ""}
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """The content of a MindSpore checkpoint: parameter name to Parameter, and whatever text was stored beside them.
-
-    UserError if there is no such file, or it is not a readable checkpoint.
-    """
-    path = Path(path)
-    if not path.is_file():
+def read_weights(path: str | Path) -> bytes:
+    """The content of a file of weights; UserError if there is no such file, or not the memory for it."""
+    if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}; put the file there or name another one")
-    if path.suffix != ".ckpt":
-        raise UserError(f"{path} does not end in .ckpt; MindSpore reads checkpoints under that ending only")
-    size = path.stat().st_size
+    size = os.path.getsize(path)
+    if 2 * size > psutil.virtual_memory().available:
+        raise UserError(f"not enough free memory to read {path} ({size} bytes); end other programs and try again")
+    return read_file(path, "give a file that you may read")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, np.ndarray | str]:
+    """The content of a MindSpore checkpoint: the parameters by name, and whatever text was stored beside them.
+
+    MindSpore's own reader takes what it is told of shapes for true and may end the process. UserError if there is no
+    such file, or it is not a readable checkpoint, or nothing can be computed from its values.
+    """
+    content = read_weights(path)
     try:
-        with _quiet():
-            try:
-                return ms.load_checkpoint(str(path), crc_check=True)
-            except ValueError as error:
-                if NO_MEMORY not in str(error):
-                    raise
-                # MindSpore takes the kernel's cache of files for memory in use, and on a machine that has just read a
-                # data set that is nearly all of it. The cache gives up what is written to here.
-                if psutil.virtual_memory().available > 2 * size:
-                    np.ones(2 * size, np.uint8)
-                return ms.load_checkpoint(str(path), crc_check=True)
-    except (ValueError, RuntimeError, TypeError, OSError) as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):  # MindSpore takes Ctrl-C for a damaged file
-            raise error.__cause__ from None
-        fault = f"not enough free memory to read {path} ({size} bytes)"
-        if NO_MEMORY in str(error):
-            raise UserError(f"{fault}; end other programs and try again") from error
-        fault = (
-            f"{path} ({size} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged or of another"
-        )
-        raise UserError(f"{fault} kind, get it again ({' '.join(str(error).split())[:120]})") from error
+        stored = _parse(content)
+    except (DecodeError, ValueError) as error:
+        fault = f"{path} ({len(content)} bytes) cannot be read as a MindSpore checkpoint; it is truncated, damaged or"
+        raise UserError(f"{fault} of another kind, get it again ({' '.join(str(error).split())[:120]})") from error
+    check_values(arrays(stored), path)
+    return stored
+
+
+def _parse(content: bytes) -> dict[str, np.ndarray | str]:
+    """What `read_checkpoint` returns; ValueError or DecodeError where the bytes are no checkpoint."""
+    if content[-17:-10] == CHECKSUM:
+        content, checksum = content[:-17], content[-10:]
+        if zlib.crc32(content) != int.from_bytes(checksum, "big"):
+            raise ValueError("its checksum is another")
+    stored: dict[str, np.ndarray | str] = {}
+    for name, parts in itertools.groupby(Checkpoint.FromString(content).value, lambda part: part.tag):
+        tensors = [part.tensor for part in parts]  # a large one comes in slices, each with the whole one's shape
+        kind, shape, data = tensors[0].tensor_type, list(tensors[0].dims), b"".join(t.tensor_content for t in tensors)
+        if name in stored or kind not in TYPES or min(shape, default=0) < 0:
+            raise ValueError(f"{name}, of type {kind} and shape {shape}, is there twice or cannot be")
+        if kind == "str":
+            stored[name] = data.decode("utf-32-le").rstrip("\0")
+            continue
+        array = np.frombuffer(data, TYPES[kind])
+        if kind == "BFloat16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        stored[name] = array.reshape([] if shape == [0] else shape)
+    if not stored:
+        raise ValueError("it holds nothing")
+    return stored
+
+
+def arrays(content: Mapping[str, np.ndarray | str]) -> dict[str, np.ndarray]:
+    """What of the `content` of a checkpoint is no text."""
+    return {name: value for name, value in content.items() if not isinstance(value, str)}
+
+
+def check_values(stored: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """UserError if a network cannot compute with the parameters `stored`, which come from the file `path`.
+
+    They must be finite floating-point numbers, variances not negative. A single integer counts something.
+    """
+    for name, value in stored.items():
+        if value.dtype.kind in "iu" and value.size == 1:
+            continue
+        fault = ""
+        with np.errstate(over="ignore"):
+            if value.dtype.kind != "f":
+                fault = f"values of type {value.dtype}"
+            elif not np.isfinite(value.astype(np.float32, copy=False)).all():
+                fault = "values that are not finite"
+            elif name.endswith(("moving_variance", "running_var")) and (value < 0).any():
+                fault = "negative variances"
+        if fault:
+            raise UserError(f"{path}: {name} holds {fault}, with which nothing can be computed; give another file")
 
 
 def read_record(path: str | Path) -> dict:
@@ -65,11 +112,20 @@ def record_in(content: Mapping, path: str | Path) -> dict:
     """The same, from the `content` that `read_checkpoint` returned for `path`."""
     try:
         record = json.loads(content.get(RECORD, "{}"))
-        if not isinstance(record, dict):
-            raise ValueError("no object")
+        check_told(record)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} has a damaged record of what it is ({error}); get the file again") from error
     return record
+
+
+def check_told(told: Mapping) -> None:
+    """ValueError unless what a file tells is an object whose `classes`, if any, are as many texts as it has classes."""
+    if not isinstance(told, Mapping):
+        raise ValueError("it is no object")
+    names = told.get("classes")
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and not (texts and told.get("num_classes", len(names)) == len(names)):
+        raise ValueError("its classes are no list of as many names")
 
 
 def load_strictly(
@@ -91,7 +147,7 @@ def load_strictly(
         prefix: what the names of `parameters` have in front of those in the file; messages give the latter.
     """
     left_out = list(left_out)
-    stored = {name: value for name, value in read_checkpoint(path).items() if isinstance(value, ms.Parameter)}
+    stored = arrays(read_checkpoint(path))
     parameters = {parameter.name.removeprefix(prefix): parameter for parameter in parameters}
     missing = [name for name in parameters if name not in stored and name not in left_out]
     surplus = [name for name in stored if name not in parameters]
@@ -109,7 +165,7 @@ def load_strictly(
         remedy = remedies.get(name, f"give a file of {wanted} with the same settings")
         raise UserError(f"{fault}, {parameters[name].shape} in the network; {remedy}")
     for name, parameter in parameters.items():
-        parameter.set_data(stored[name].astype(parameter.dtype))
+        parameter.set_data(ms.Tensor(stored[name]).astype(parameter.dtype))
     return left_out
 
 

@@ -129,7 +129,8 @@ def load_config(
 
     Returns:
         a value for every setting that the command uses, `config_path`, `given`: the settings that stood on the command
-        line, as a dict of name to the flag used, and `fixed`: the names of those that are not free.
+        line, as a dict of name to the flag used, `fixed`: the names of those that are not free, and `table`: those
+        settings themselves.
     """
     prog = f"{command}.py"
     first = Parser(prog=prog, add_help=False, allow_abbrev=False)
@@ -151,6 +152,7 @@ def load_config(
         own = [user for user in users if user in setting.users]
         _add_flag(parser, key, setting, {user: _checked(key, setting, values, user, settings, path) for user in own})
     args = parser.parse_args(argv)
+    args.table = used
     args.fixed = [key for key, setting in used.items() if not setting.free] + (["stage"] if stages else [])
     return args
 
@@ -196,13 +198,31 @@ def check_training(args: argparse.Namespace, checkpoint: str, warmup: str = "war
 def take_settings(
     args: argparse.Namespace, path: str | Path, told: Mapping, remedy: str = "leave it out, or give another file"
 ) -> None:
-    """Give `args` those settings among what the file `path` has `told`; UserError if a flag has another value."""
-    for key in [key for key in told if key in args]:
-        value = list(told[key]) if isinstance(told[key], tuple) else told[key]
+    """Give `args` those settings among what the file `path` has `told`.
+
+    UserError if a flag has another value, or the command line would not take what is told.
+    """
+    for key in [key for key in args.table if key in told]:
+        value = _told(key, args.table[key], told[key], path)
         flag, now = args.given.get(key), getattr(args, key)
         if flag and now not in (None, value):
             raise UserError(f"{flag} {_words(now)} contradicts {path}, which has {_words(value)}; {remedy}")
         setattr(args, key, value)
+
+
+def _told(key: str, setting: Setting, value, path: str | Path):
+    """The `value` that the file `path` tells, read as the command line would; free texts, such as paths, are none."""
+    many = isinstance(value, list | tuple)
+    items = list(value) if many else [value]
+    try:
+        if many != setting.many or not all(isinstance(item, str | int | float | None) for item in items):
+            raise argparse.ArgumentTypeError(f"it is of the kind {type(value).__name__}")
+        items = [setting.kind(_words(item)) for item in items]
+        if any(isinstance(item, str) and item not in (setting.choices or ()) for item in items):
+            raise argparse.ArgumentTypeError(f"it is {_words(items)}")
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{path} tells no usable {key}: {error}; give another file") from error
+    return items if many else items[0]
 
 
 class Store(argparse.Action):

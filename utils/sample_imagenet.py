@@ -45,9 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     what = "images per class in each split (default: all digits; needed by --source)"
     add("--images", "--images_per_class", type=positive, action=Store, help=what)
     add("--size", type=side, help="side of a digit image in pixels, 8 to 1024 (default: 32)")
-    what = (
-        f"draw each digit {DRAWINGS} times, {SCAN} to nearly --size pixels high (default: once, all of --size)"
-    )
+    what = f"draw each digit {DRAWINGS} times, {SCAN} to nearly --size pixels high (default: once, all of --size)"
     add("--vary", action="store_true", help=what)
     add("--seed", type=seed, help="decides what is chosen from --source (default: 0)")
     add("--exist_ok", action="store_true", help="succeed if --output already holds this very sample (default: error)")

@@ -24,6 +24,7 @@ from utils.launcher import distribute, is_worker
 from utils.metrics import Progress, Throughput, write_results, write_rows
 
 STATE = "resume.ckpt"
+POSITION = {"epoch": int, "step": int, "totals": dict, "rows": list, "best": dict | None, "kept": dict}
 NEW_HEAD = "add --finetune to start with a new classifier"
 
 
@@ -118,7 +119,10 @@ def check_finite(loss: float, squares: float = 0.0, remedy: str = "a lower --lr 
 def read_state(path: str | Path) -> dict:
     """The "settings" and the "position" that `save_state` stored in `path`; UserError if that is no training state."""
     state = read_record(path)
-    if not {"settings", "position"} <= state.keys():
+    settings, position = state.get("settings"), state.get("position")
+    if not (isinstance(settings, dict) and isinstance(position, dict)) or not all(
+        name in position and isinstance(position[name], kind) for name, kind in POSITION.items()
+    ):
         raise UserError(f"{path} is no training state; --resume takes the {STATE} of an interrupted training")
     return state
 
@@ -263,7 +267,7 @@ class Training:
         if self.mean_statistics is not None:  # all devices evaluate, and go on with, the same network
             self.mean_statistics()
         if self.devices.rank == 0:
-            position = {name: getattr(self, name) for name in ("epoch", "step", "totals", "rows", "best", "kept")}
+            position = {name: getattr(self, name) for name in POSITION}
             save_state(self.output / STATE, self.cells, self.settings, position)
             self.beside()
         self.interrupt.hint = f"go on with --resume {self.output / STATE}"

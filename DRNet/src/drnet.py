@@ -1,6 +1,7 @@
 """DRNet put together: predictor and classifier behind their resizes, their cost, and their checkpoint files."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,10 +11,10 @@ import mindspore.nn as nn
 import numpy as np
 from mindspore import Tensor, ops
 
-from src.classifier import ResNet
+from src.classifier import SHORTCUT_BN, ResNet
 from src.layers import Resize
 from src.predictor import predictor
-from utils.checkpoint import load_strictly, read_checkpoint, read_record, record_in, save_checkpoint
+from utils.checkpoint import arrays, load_strictly, read_checkpoint, read_record, record_in, save_checkpoint
 from utils.cli import UserError
 from utils.kinds import DRNET_CLASSIFIER, DRNET_PREDICTOR, kind_of
 
@@ -153,18 +154,21 @@ def record_of(path: str | Path) -> dict:
         UserError: unreadable, or no classifier of a DRNet.
     """
     content = read_checkpoint(path)
-    if kind_of(set(content)) != DRNET_CLASSIFIER:
-        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {DRNET_CLASSIFIER}")
-    blocks = [len({name.split(".")[1] for name in content if name.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
-    told = {"layers": blocks, "shortcut_bn": "published"}
-    if "end_point.bias" in content:
-        told["num_classes"] = content["end_point.bias"].shape[0]
-    return told | record_in(content, path)
+    stored = arrays(content)
+    if kind_of(set(stored)) != DRNET_CLASSIFIER:
+        raise UserError(f"{path} looks like {kind_of(set(stored))}; give the file of {DRNET_CLASSIFIER}")
+    blocks = [len({name.split(".")[1] for name in stored if name.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
+    told = {"shortcut_bn": "published"} | record_in(content, path) | {"layers": blocks}
+    if told["shortcut_bn"] not in SHORTCUT_BN:
+        raise UserError(f"{path} tells no usable shortcut_bn, {' or '.join(SHORTCUT_BN)}; give another file")
+    if "end_point.bias" in stored:
+        told["num_classes"] = stored["end_point.bias"].size
+    return told
 
 
 def architecture_of(args: argparse.Namespace, told: Mapping = {}) -> Architecture:
     """What the settings describe, and what a checkpoint tells that is no setting."""
-    values = {field.name: told.get(field.name, getattr(args, field.name, None)) for field in fields(Architecture)}
+    values = {field.name: getattr(args, field.name, told.get(field.name)) for field in fields(Architecture)}
     return Architecture(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
@@ -197,7 +201,7 @@ def load_predictor(drnet: DRNet, path: str | Path) -> None:
     """
     told, architecture = read_record(path), asdict(drnet.architecture)
     for key in ("resolutions", "predictor_size", "image_size"):
-        if key in told and list(np.atleast_1d(told[key])) != list(np.atleast_1d(architecture[key])):
+        if key in told and told[key] != json.loads(json.dumps(architecture[key])):
             raise UserError(
                 f"{path} was trained with {key} {told[key]}, the classifier with {architecture[key]}; give the "
                 "predictor of the same training"

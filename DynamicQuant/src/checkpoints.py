@@ -10,7 +10,7 @@ import numpy as np
 
 from src.config import default_resize
 from src.resnet import FLOAT, HIDDEN, SMALLEST, WIDTHS, Architecture, ResNet
-from utils.checkpoint import read_checkpoint, record_in, save_checkpoint, some_of
+from utils.checkpoint import arrays, read_checkpoint, record_in, save_checkpoint, some_of
 from utils.cli import UserError
 from utils.kinds import STATE, kind_of
 from utils.torch_file import is_torch_file, read_torch_file
@@ -71,7 +71,7 @@ def load(network: ResNet, architecture: Architecture, path: str | Path, finetune
     elif own.image_size // SMALLEST != architecture.image_size // SMALLEST:
         may_lack |= {name for name in wanted if name in CONTROLLER}
         stored = {name: value for name, value in stored.items() if name not in CONTROLLER}
-    classes = len(stored[CLASSIFIER[1]])
+    classes = stored[CLASSIFIER[1]].size
     if not finetune and classes != architecture.num_classes:
         raise UserError(
             f"{path} has {classes} classes, the network {architecture.num_classes}; set --num_classes {classes}, or "
@@ -102,7 +102,7 @@ def _read(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     else:
         content = read_checkpoint(path)
         record = record_in(content, path)
-        stored = {name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)}
+        stored = arrays(content)
     if (kind := kind_of(stored)) == STATE:
         raise UserError(f"{path} looks like {kind}; give the best checkpoint beside it")
     if not {"conv1.weight", "layer4.0.conv2.weight", *CLASSIFIER} <= set(stored) or "layer1.0.conv3.weight" in stored:
@@ -127,9 +127,11 @@ def _describe(path: str | Path, stored: Mapping[str, np.ndarray], record: Mappin
     if not record:
         architecture = _undescribed(path, stored)
     else:
-        names = [field.name for field in fields(Architecture)]
+        kinds = {field.name: type(field.default) for field in fields(Architecture)}
         try:
-            architecture = Architecture(**{name: record[name] for name in names})
+            if wrong := [name for name, kind in kinds.items() if type(record[name]) is not kind]:
+                raise TypeError(f"its {wrong[0]} is none")
+            architecture = Architecture(**{name: record[name] for name in kinds})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path} tells of a network that this version does not know ({error}); give one of its train.py"
@@ -139,10 +141,10 @@ def _describe(path: str | Path, stored: Mapping[str, np.ndarray], record: Mappin
 
 def _undescribed(path: str | Path, stored: Mapping[str, np.ndarray]) -> Architecture:
     """The network of a file without a record: a float one, or the published one."""
-    num_classes = len(stored[CLASSIFIER[1]])
+    num_classes = stored[CLASSIFIER[1]].size
     if "fc1.weight" not in stored:
         return Architecture(FLOAT, num_classes=num_classes)
-    inputs, outputs = stored["fc1.weight"].shape[-1], len(stored.get("fc2.bias", ()))
+    inputs, outputs = stored["fc1.weight"].size // HIDDEN, stored.get("fc2.bias", np.empty(0)).size
     side = round((inputs / WIDTHS[0]) ** 0.5)
     target, num_bits = PUBLISHED_BITS
     if stored["fc1.weight"].shape != (HIDDEN, WIDTHS[0] * side * side) or outputs != num_bits:

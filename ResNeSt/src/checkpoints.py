@@ -2,7 +2,8 @@
 
 Kinds, as `describe` names them:
 - "torch": the authors' PyTorch file, with BNs;
-- "unfused", "fused": this project's own .ckpt, with BNs and without;
+- "unfused", "fused": this project's own .ckpt, with BNs and without. Its record says so: other ResNeSts have the same
+  names and shapes, and pad their poolings otherwise, which no parameter shows (mindcv's);
 - "mindconverter": a .ckpt of MindConverter. It is of the fused form, under names that MindConverter invents anew in
   every release, so that only order and shapes tell which layer is which.
 """
@@ -14,11 +15,11 @@ from typing import NamedTuple
 
 import mindspore.nn as nn
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 
 from src import resnest50, resnest101, resnest200, resnest269
 from src.resnest import BN_PARAMETERS, ResNeSt, bn_behind, fuse, unfuse
-from utils.checkpoint import read_checkpoint, read_record, save_checkpoint, some_of
+from utils.checkpoint import arrays, read_checkpoint, record_in, save_checkpoint, some_of
 from utils.cli import UserError
 from utils.kinds import STATE, kind_of
 from utils.torch_file import is_torch_file, read_torch_file
@@ -53,7 +54,7 @@ def load(network: ResNeSt, path: str | Path, finetune: bool = False) -> list[str
     Raises:
         UserError: unreadable file, another backbone or number of classes, or a missing, surplus or misshapen parameter.
     """
-    kind, stored = _read(path)
+    kind, stored, _ = _read(path)
     theirs, ours = _backbone(kind, stored), _named(network.blocks)
     if theirs != ours:
         raise UserError(f"{path} is of a {title(theirs)}, not of a {title(ours)}; set --backbone {theirs}")
@@ -100,9 +101,8 @@ def record_of(path: str | Path) -> dict:
     Raises:
         UserError: unreadable, or not of a ResNeSt.
     """
-    _, backbone, num_classes = describe(path)
-    told = {} if is_torch_file(path) else read_record(path)
-    return {"backbone": backbone, "num_classes": num_classes} | told
+    kind, stored, record = _read(path)
+    return record | {"backbone": _backbone(kind, stored), "num_classes": _classes(kind, stored, path)}
 
 
 def describe(path: str | Path) -> tuple[str, str, int]:
@@ -111,11 +111,8 @@ def describe(path: str | Path) -> tuple[str, str, int]:
     Raises:
         UserError: unreadable, or not of a ResNeSt.
     """
-    kind, stored = _read(path)
-    head = stored.get(HEAD[0]) if kind != "mindconverter" else [*_pairs(stored)][-1][0]
-    if head is None or not head.ndim or not len(head):
-        raise UserError(f"{path} has no {HEAD[0]}, so the number of classes is unknown; get the whole file")
-    return kind, _backbone(kind, stored), head.shape[0]
+    kind, stored, _ = _read(path)
+    return kind, _backbone(kind, stored), _classes(kind, stored, path)
 
 
 def from_torch(state: State) -> dict[str, np.ndarray]:
@@ -197,18 +194,28 @@ def _shapes(network: ResNeSt, fused: bool) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Kind and arrays, under the file's own names, of the checkpoint `path`."""
+def _read(path: str | Path) -> tuple[str, dict[str, np.ndarray], dict]:
+    """Kind, arrays under the file's own names, and record of the checkpoint `path`."""
     if is_torch_file(path):
-        stored = read_torch_file(path)
+        stored, record = read_torch_file(path), {}
     else:
-        content = read_checkpoint(path).items()
-        stored = {name: value.asnumpy() for name, value in content if isinstance(value, Parameter)}
+        content = read_checkpoint(path)
+        stored, record = arrays(content), record_in(content, path)
     kind = _kind(set(stored))
     if kind.startswith("a") or (kind == "mindconverter" and not _is_chain(stored)):
         what = kind if kind.startswith("a") else "another network"
         raise UserError(f"{path} looks like {what}, not a ResNeSt; give the file of a ResNeSt")
-    return kind, stored
+    blocks = _blocks(stored)
+    if all(blocks) and blocks not in BLOCKS.values():
+        what = f"a ResNeSt-{3 * sum(blocks) + 2}, with {' '.join(map(str, blocks))} blocks in its stages"
+        raise UserError(f"{path} is of {what}; give the whole file of a {', '.join(map(title, BLOCKS))}")
+    if kind in ("unfused", "fused") and not is_torch_file(path) and record.get("backbone") not in list(BACKBONES):
+        raise UserError(
+            f"{path} has the parameters of a ResNeSt and no record that it is one of this folder's; others, such as "
+            "mindcv's, have the same names, pad otherwise and would compute something else here; convert the authors' "
+            ".pth with convert.py, or see Checkpoints in README.md"
+        )
+    return kind, stored, record
 
 
 def _kind(names: set[str]) -> str:
@@ -239,13 +246,26 @@ def _pairs(stored: State) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(stored.get(f"{layer}.weight", empty), stored.get(f"{layer}.bias", empty)) for layer in layers]
 
 
+def _blocks(stored: State) -> tuple[int, ...]:
+    """Number of blocks in each stage, by the names of the parameters."""
+    found = {m.groups() for m in (re.match(r"layer([1-4])\.(\d+)\.", name) for name in stored) if m}
+    return tuple(sum(stage == number for number, _ in found) for stage in "1234")
+
+
 def _backbone(kind: str, stored: State) -> str:
     """The backbone that a file is of, or comes nearest to, by the number of its blocks, or of its layers."""
     if kind == "mindconverter":
         return min(DEPTHS, key=lambda name: abs(DEPTHS[name] - len(_pairs(stored))))
-    found = {tuple(map(int, m.groups())) for m in (re.match(r"layer([1-4])\.(\d+)\.", name) for name in stored) if m}
-    blocks = [sum(stage == number for number, _ in found) for stage in (1, 2, 3, 4)]
+    blocks = _blocks(stored)
     return min(BLOCKS, key=lambda name: sum(abs(a - b) for a, b in zip(BLOCKS[name], blocks)))
+
+
+def _classes(kind: str, stored: State, path: str | Path) -> int:
+    """Number of classes of the file `path`; UserError if it has no classifier."""
+    head = stored.get(HEAD[0]) if kind != "mindconverter" else _pairs(stored)[-1][0]
+    if head is None or not head.ndim or not len(head):
+        raise UserError(f"{path} has no {HEAD[0]}, so the number of classes is unknown; get the whole file")
+    return head.shape[0]
 
 
 def _named(blocks: tuple[int, ...]) -> str:

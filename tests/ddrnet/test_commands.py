@@ -170,7 +170,7 @@ def test_the_best_checkpoint_tells_what_it_needs(place, trained, tmp_path):
 
 def test_the_exported_file_predicts_the_same_and_the_manifest_says_how(place, trained, exported, tmp_path):
     folder, output = exported
-    assert f"{folder}/ddrnet23.mindir: differs from the live network by at most" in output
+    assert "ddrnet23.mindir: differs from the live network by at most" in output
     file = folder / "ddrnet23.mindir"
     outputs = [
         done(small("eval", *words, *data(place), *DOCUMENTED, "--output_dir", tmp_path))
@@ -408,14 +408,21 @@ def test_bad_input_ends_with_one_line(place, trained, exported, tmp_path):
     (tmp_path / "mixed/val/1").rename(tmp_path / "mixed/val/10")
     parameters = {name: p for name, p in ms.load_checkpoint(str(best)).items() if isinstance(p, ms.Parameter)}
     save_checkpoint(parameters.values(), tmp_path / "other.ckpt", {"classes": ["0", "one", *"23456789"]})
-    parameters["linear.bias"].set_data(Tensor(np.full(10, np.inf, np.float32)))
-    save_checkpoint(parameters.values(), tmp_path / "inf.ckpt")
+    for name, large in (("large", 3e38), ("inf", np.inf)):
+        for head in ("linear.weight", "linear.bias"):
+            parameters[head].set_data(Tensor(np.full(parameters[head].shape, large, np.float32)))
+        save_checkpoint(parameters.values(), tmp_path / f"{name}.ckpt")
     for name in ("linear.weight", "linear.bias"):
         parameters[name] = ms.Parameter(Tensor(value(name, (5, *parameters[name].shape[1:]))), name=name)
     save_checkpoint(parameters.values(), tmp_path / "five.ckpt")
     mindir = exported[0] / "ddrnet23.mindir"
     manifest = json.loads(mindir.with_suffix(".json").read_text())
-    for name, changes in (("cut", {}), ("five", {"num_classes": 5, "class_names": None}), ("air", {"format": "AIR"})):
+    cut = {"sha256": hashlib.sha256(b"\x12cut").hexdigest()}
+    five = {**cut, "num_classes": 5, "class_names": None}
+    for name, changes in (
+        *(("cut", cut), ("five", five), ("air", {"format": "AIR"}), ("swapped", {}), ("other", {"model": "resnest50"})),
+        ("strange", {**cut, "num_classes": "ten", "class_names": None}),
+    ):
         (tmp_path / f"{name}.mindir").write_bytes(b"\x12cut")
         (tmp_path / f"{name}.json").write_text(json.dumps({**manifest, **changes}))
     del manifest["preprocess"]["crop_pct"]
@@ -485,6 +492,11 @@ def test_bad_input_ends_with_one_line(place, trained, exported, tmp_path):
         ("eval", ["--pretrained", tmp_path / "other.ckpt"], "label 1 is one in"),
         ("eval", ["--pretrained", tmp_path / "five.mindir"], "has 10 classes, not 5; give a checkpoint of 10 classes"),
         ("eval", ["--pretrained", tmp_path / "air.mindir"], "is of a later export, to AIR"),
+        ("eval", ["--pretrained", tmp_path / "swapped.mindir"], "swapped.mindir is damaged or not the file that"),
+        ("eval", ["--pretrained", tmp_path / "other.mindir"], "other.json is of resnest50, not of DDRNet23"),
+        ("eval", ["--pretrained", tmp_path / "strange.mindir"], "tells no usable num_classes: ten is not a whole"),
+        ("eval", ["--pretrained", tmp_path / "inf.ckpt"], "linear.weight holds values that are not finite"),
+        ("export", ["--pretrained", tmp_path / "inf.ckpt"], "linear.weight holds values that are not finite"),
         ("eval", ["--pretrained", tmp_path / "old.mindir"], "old.json is not a manifest of export.py"),
         ("train", ["--resume", tmp_path / "none.ckpt"], "no checkpoint at"),
         ("train", ["--resume", best], f"{best} is no training state; --resume takes the resume.ckpt"),
@@ -513,7 +525,7 @@ def test_bad_input_ends_with_one_line(place, trained, exported, tmp_path):
         assert wanted in line, (script, words, line)
     for script, words, wanted in later:
         assert wanted in one_line_error(run_script(f"{script}.py", *flags(script, words), cwd=FOLDER))
-    words = [*SAMPLE, *data(place), "--output_dir", tmp_path / "out", "--pretrained", tmp_path / "inf.ckpt"]
+    words = [*SAMPLE, *data(place), "--output_dir", tmp_path / "out", "--pretrained", tmp_path / "large.ckpt"]
     assert "returns NaN or infinity" in one_line_error(small("eval", *words))
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 

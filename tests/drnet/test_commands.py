@@ -237,6 +237,10 @@ def test_bad_input_ends_with_one_line(place, networks, tmp_path):
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
     save(tmp_path / "damaged.ckpt", "classifier", record="{")
     save(tmp_path / "other.ckpt", "predictor", record='{"predictor_size": 24}')
+    save(tmp_path / "odd.ckpt", "predictor", record='{"resolutions": [[32], 24]}')
+    told = [("shortcut_bn", "none"), ("resolutions", "many"), ("resolutions", [32, "x"]), ("image_size", [32])]
+    for number, (key, told_value) in enumerate(told):
+        save(tmp_path / f"{number}.ckpt", "classifier", record=json.dumps({key: told_value}))
     (tmp_path / "data" / "val" / "0").mkdir(parents=True)
     rows = [
         (["--data_path", tmp_path / "none"], "no folder"),
@@ -247,6 +251,11 @@ def test_bad_input_ends_with_one_line(place, networks, tmp_path):
         (["--classifier_ckpt", tmp_path / "truncated.ckpt"], "truncated"),
         (["--classifier_ckpt", tmp_path / "junk.ckpt"], "cannot be read"),
         (["--classifier_ckpt", tmp_path / "damaged.ckpt"], "damaged record"),
+        *(
+            (["--classifier_ckpt", tmp_path / f"{number}.ckpt"], f"tells no usable {key}")
+            for number, (key, _) in enumerate(told)
+        ),
+        (["--predictor_ckpt", tmp_path / "odd.ckpt"], "resolutions [[32], 24], the classifier with"),
         (["--predictor_ckpt", place / "classifier_net.ckpt"], "looks like a DRNet classifier"),
         (["--predictor_ckpt", tmp_path / "other.ckpt"], "predictor_size 24, the classifier with 16"),
         (["--resolutions", "32", "24", "16"], "bn_2"),

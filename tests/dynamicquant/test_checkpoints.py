@@ -230,6 +230,13 @@ def test_missing_surplus_and_misshapen_parameters_are_named(files, tmp_path):
         assert wanted in refused(architecture, write(tmp_path / "wrong.ckpt", arrays))
 
 
+@pytest.mark.parametrize("name", ["fc.bias", "fc.weight", "fc1.weight", "fc2.bias"])
+def test_single_numbers_in_the_place_of_a_layer(name, tmp_path):
+    arrays = values(Architecture(**SMALL).network()) | {name: np.array(1, np.float32)}
+    with pytest.raises(UserError):
+        load(Architecture(**SMALL).network(), Architecture(**SMALL), write(tmp_path / "odd.ckpt", arrays))
+
+
 def test_a_controller_that_nobody_described_is_refused(tmp_path):
     arrays = values(Architecture(num_bits=5, num_classes=7).network())
     message = refused(Architecture(num_bits=5, num_classes=7), write(tmp_path / "five.ckpt", arrays))
@@ -240,7 +247,8 @@ def test_a_file_that_tells_of_an_unknown_network_is_refused(files, tmp_path):
     record = json.loads(ms.load_checkpoint(str(files["image"]))["record"])
     arrays = values(Architecture(**SMALL).network())
     lacking = {key: value for key, value in record.items() if key != "granularity"}
-    for changed in (record | {"quant": "lsq"}, record | {"num_bits": 2}, record | {"target_bits": "four"}, lacking):
+    wrong = {"num_bits": 2, "target_bits": "four", "image_size": 32.0, "granularity": ["image"]}
+    for changed in (lacking, record | {"quant": "lsq"}, *(record | {key: wrong[key]} for key in wrong)):
         path = write(tmp_path / "odd.ckpt", arrays, changed)
         with pytest.raises(UserError, match="tells of a network that this version does not know"):
             describe(path)
@@ -272,7 +280,7 @@ def test_damaged_and_missing_files_are_refused(files, tmp_path):
         ("cut.ckpt", "truncated"),
         ("flipped.ckpt", "damaged"),
         ("cut.pth", "truncated"),
-        ("no.txt", "does not end in .ckpt"),
+        ("no.txt", "of another kind"),
         ("none.ckpt", "no checkpoint at"),
     ):
         with pytest.raises(UserError, match=wanted):

@@ -308,7 +308,8 @@ def test_bad_input_is_refused(place, tmp_path, monkeypatch):
     at_four = ["--finetune", "--num_classes", "2", *two, "--ckpt_path", dynamic]
     state = tmp_path / "resume.ckpt"
     network = {"quant": "pact", "target_bits": 3, "num_bits": 3, "granularity": "image", "num_classes": 10}
-    save_state(state, [nn.Dense(2, 2)], network, {"epoch": 0})
+    position = {"epoch": 0, "step": 0, "totals": {}, "rows": [], "best": None, "kept": {}}
+    save_state(state, [nn.Dense(2, 2)], network, position)
     (tmp_path / "other").mkdir()
     for split in ("train", "val"):
         shutil.copytree(place.data / split, tmp_path / "other" / split)

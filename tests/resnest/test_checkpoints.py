@@ -4,7 +4,8 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -64,9 +65,13 @@ def values(cell: nn.Cell) -> dict[str, np.ndarray]:
     return {parameter.name: parameter.asnumpy().copy() for parameter in cell.get_parameters()}
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    save_checkpoint([ms.Parameter(Tensor(array), name=name) for name, array in arrays.items()], path)
+def write(path: Path, arrays: dict[str, np.ndarray], record: Mapping = {}) -> Path:
+    save_checkpoint([ms.Parameter(Tensor(array), name=name) for name, array in arrays.items()], path, record)
     return path
+
+
+def parameters_of(path: Path) -> list[tuple[str, ms.Parameter]]:
+    return [(name, value) for name, value in ms.load_checkpoint(str(path)).items() if isinstance(value, ms.Parameter)]
 
 
 def logits(cell: nn.Cell) -> np.ndarray:
@@ -131,8 +136,8 @@ def files(backbone, parameters, tmp_path_factory):
         return {f"{theirs[n]}.{word}": fused[f"{n}.{word}"] for n in names for word in ("weight", "bias")}
 
     return {
-        "unfused": write(folder / "unfused.ckpt", parameters),
-        "fused": write(folder / "fused.ckpt", fused),
+        "unfused": write(folder / "unfused.ckpt", parameters, {"backbone": backbone}),
+        "fused": write(folder / "fused.ckpt", fused, {"backbone": backbone}),
         "mindconverter": write(folder / "mindconverter.ckpt", stored(theirs)),
         "converted": write(folder / "converted.ckpt", stored(converted)),
     }
@@ -241,7 +246,7 @@ def test_another_backbone_is_named(kind, other, tmp_path):
         arrays[f"{layer}.bias"] = np.zeros(1, np.float32)
     if kind == "unfused":
         arrays["bn1.gamma"] = np.zeros(1, np.float32)
-    path = write(tmp_path / "other.ckpt", arrays)
+    path = write(tmp_path / "other.ckpt", arrays, {"backbone": other} if kind != "mindconverter" else {})
     assert describe(path) == (kind, other, 1000)
     title = other.replace("resnest", "ResNeSt-")
     assert f"is of a {title}, not of a ResNeSt-14; set --backbone {other}" in refused(network(), path)
@@ -259,14 +264,57 @@ def test_the_others_refuse_resnest50(tmp_path):
 def test_missing_surplus_and_misshapen_parameters(backbone, parameters, tmp_path):
     cell = network(backbone)
     names = list(parameters)
-    path = tmp_path / "spoilt.ckpt"
-    write(path, {name: array for name, array in parameters.items() if name not in names[20:25]})
+    path, record = tmp_path / "spoilt.ckpt", {"backbone": backbone}
+    write(path, {name: array for name, array in parameters.items() if name not in names[20:25]}, record)
     message = refused(cell, path)
     assert "5 parameters missing: " in message and names[20] in message and ", …" in message
-    write(path, parameters | {"layer1.0.extra.weight": np.zeros(3, np.float32)})
+    write(path, parameters | {"layer1.0.extra.weight": np.zeros(3, np.float32)}, record)
     assert "1 parameters surplus: layer1.0.extra.weight" in refused(cell, path)
-    write(path, parameters | {"layer2.0.conv3.weight": np.zeros((512, 64, 1, 1), np.float32)})
+    write(path, parameters | {"layer2.0.conv3.weight": np.zeros((512, 64, 1, 1), np.float32)}, record)
     assert "layer2.0.conv3.weight is (512, 64, 1, 1) in the file and (512, 128, 1, 1)" in refused(cell, path)
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"backbone": 50}, {"backbone": "resnet50"}, {"backbone": ["resnest50"]}], ids=str
+)
+@pytest.mark.parametrize("kind", ["unfused", "fused"])
+def test_parameters_alone_do_not_say_how_poolings_pad(kind, record, backbone, files, cells, tmp_path):
+    """mindcv's files have the same names and shapes, and other paddings."""
+    path, texts = tmp_path / "theirs.ckpt", {"record": json.dumps(record)} if record else None
+    rows = [{"name": name, "data": value} for name, value in parameters_of(files[kind])]
+    ms.save_checkpoint(rows, str(path), append_dict=texts)
+    for read in (describe, record_of, partial(load, cells[0]), partial(load, cells[1], finetune=True)):
+        with pytest.raises(
+            UserError, match=r"no record that it is one of this folder's; .* convert the authors' \.pth"
+        ):
+            read(path)
+    # As README.md says it.
+    ms.save_checkpoint(rows, str(path), append_dict={"record": f'{{"backbone": "{backbone}"}}'})
+    assert load(cells[0], path) == [] and record_of(path) == {"backbone": backbone, "num_classes": 1000}
+
+
+def test_what_the_parameters_show_counts_whatever_the_record_tells(backbone, files, tmp_path):
+    told = {"backbone": "resnest101", "num_classes": 7, "image_size": 64}
+    path = write(tmp_path / "odd.ckpt", {name: p.asnumpy() for name, p in parameters_of(files["unfused"])}, told)
+    assert record_of(path) == {"backbone": backbone, "num_classes": 1000, "image_size": 64}
+
+
+@pytest.mark.parametrize("kind", ["unfused", "fused", "torch"])
+@pytest.mark.parametrize(("blocks", "depth"), [((2, 2, 2, 2), 26), ((1, 1, 1, 2), 17), ((3, 4, 6, 2), 47)])
+def test_other_depths_are_called_what_they_are(kind, blocks, depth, tmp_path):
+    names = [f"layer{stage}.{block}.conv2.conv.weight" for stage, n in enumerate(blocks, 1) for block in range(n)]
+    names += {"unfused": ["bn1.gamma"], "torch": ["bn1.running_mean"]}.get(kind, [])
+    path, numbers = tmp_path / "other.ckpt", " ".join(map(str, blocks))
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.zeros(1) for name in names}, path)
+    else:
+        write(path, {name: np.zeros(1, np.float32) for name in names})
+    message = refused(network(), path)
+    assert (
+        f"is of a ResNeSt-{depth}, with {numbers} blocks in its stages; give the whole file of a ResNeSt-50, "
+        in message
+    )
 
 
 def test_mindconverter_files_that_are_not_whole(backbone, files, tmp_path):

@@ -1,6 +1,7 @@
 """train.py, eval.py and export.py, run as a user runs them, with good and with bad input."""
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -28,6 +29,7 @@ from utils.config import take_settings
 FOLDER = ROOT / "ResNeSt"
 SCRIPT = ROOT / "tests" / "resnest" / "resnest14.py"
 SAMPLE = ["--config_path", "config/resnest_sample_config.yaml"]
+SCRIPTS = ("train", "eval", "export")
 CLASSES = [str(digit) for digit in range(10)]
 
 
@@ -206,8 +208,14 @@ def test_the_exported_file_predicts_the_same_and_the_manifest_says_how(place, tm
             line = one_line_error(evaluate(place, "--ckpt_path", file, flag, wrong))
             assert f"{flag} {wrong} contradicts {file}, which has {right}; " in line
         (tmp_path / "cut.mindir").write_bytes(file.read_bytes()[:1000])
-        for kind, wanted in (("AIR", "is of a later export, to AIR"), ("MINDIR", "cannot be read as a MINDIR file")):
-            (tmp_path / "cut.json").write_text(json.dumps(manifest | {"format": kind}))
+        digest = hashlib.sha256(file.read_bytes()[:1000]).hexdigest()
+        for change, wanted in (
+            ({"format": "AIR"}, "is of a later export, to AIR"),
+            ({}, "cut.mindir is damaged or not the file that"),
+            ({"sha256": digest}, "cannot be read as a MINDIR file"),
+            ({"model": "DDRNet23"}, "cut.json is of DDRNet23, not of resnest50 or resnest101 or"),
+        ):
+            (tmp_path / "cut.json").write_text(json.dumps(manifest | change))
             assert wanted in one_line_error(evaluate(place, "--ckpt_path", tmp_path / "cut.mindir"))
 
 
@@ -357,6 +365,12 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
     (tmp_path / "truncated.ckpt").write_bytes(whole.read_bytes()[:100000])
     save(make("resnest14", 5), tmp_path / "five.ckpt")
     save(make("resnest14", 10), tmp_path / "letters.ckpt", {"classes": [f"letter {digit}" for digit in CLASSES]})
+    for name, record in (("size", {"image_size": "large"}), ("place", {"predictions": str(tmp_path / "p.csv")})):
+        save(make("resnest14", 10), tmp_path / f"{name}.ckpt", record)
+    spoilt = make("resnest14", 10)
+    spoilt.fc.bias.set_data(Tensor(np.full(10, np.nan, np.float32)))
+    save(spoilt, tmp_path / "nan.ckpt")
+    ms.save_checkpoint(make("resnest14", 10), str(tmp_path / "mindcv.ckpt"))
     (tmp_path / "odd.mindir").write_bytes(b"x")
     (tmp_path / "odd.json").write_text("[]")
     cases = [
@@ -367,6 +381,10 @@ def test_bad_input_ends_with_one_line(place, tmp_path):
         ("eval", ["--ckpt_path", tmp_path / "truncated.ckpt"], "truncated"),
         ("eval", ["--ckpt_path", tmp_path / "five.ckpt"], "10 class"),
         ("eval", ["--backbone", "resnest101"], f"--backbone resnest101 contradicts {whole}, which has resnest14; "),
+        *((script, ["--ckpt_path", tmp_path / "nan.ckpt"], "fc.bias holds values that") for script in SCRIPTS),
+        *((script, ["--ckpt_path", tmp_path / "mindcv.ckpt"], "such as mindcv's, have the") for script in SCRIPTS),
+        ("eval", ["--ckpt_path", tmp_path / "size.ckpt"], "tells no usable image_size: large is not a multiple of 32"),
+        ("eval", ["--ckpt_path", tmp_path / "place.ckpt"], "tells no usable predictions: it is "),
         ("eval", ["--ckpt_path", tmp_path / "none.mindir"], "no file"),
         ("eval", ["--ckpt_path", tmp_path / "odd.mindir"], "not a manifest"),
         ("train", ["--batch_size", "64"], "set --batch_size lower"),

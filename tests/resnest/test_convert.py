@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, one_line_error, run_script
 from golden.recipe import images, value
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 from src.checkpoints import describe, load, record_of
 from src.resnest50 import resnest50
 
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import arrays, read_checkpoint
 from utils.cli import UserError
 from utils.torch_file import read_torch_file
 
@@ -45,7 +45,7 @@ def without(*names):
 
 
 def parameters(path):
-    return {name: p.asnumpy() for name, p in read_checkpoint(path).items() if isinstance(p, Parameter)}
+    return arrays(read_checkpoint(path))
 
 
 def assert_equal(one, other):

@@ -1,9 +1,9 @@
 """Checkpoints of a small network: exact round trips, and one line for every file that does not fit."""
 
+import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +12,19 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mindspore import nn
 
 from utils.checkpoint import load_strictly, read_checkpoint, read_record, save_checkpoint
 from utils.cli import UserError
+from utils.torch_file import is_torch_file, read_torch_file
 
 NAMES = ["conv.weight", "bn.moving_mean", "bn.moving_variance", "bn.gamma", "bn.beta", "head.weight", "head.bias"]
 
 
 class Small(nn.Cell):
-    """A network of the parameters NAMES, every one of them random."""
+    """A network of the parameters NAMES, every one of them random, variances above 0."""
 
     def __init__(self, seed: int, classes: int = 3):
         super().__init__()
@@ -30,7 +33,8 @@ class Small(nn.Cell):
         self.head = nn.Dense(4, classes)
         rng = np.random.default_rng(seed)
         for parameter in self.get_parameters():
-            parameter.set_data(ms.Tensor(rng.standard_normal(parameter.shape).astype(np.float32)))
+            values = rng.standard_normal(parameter.shape).astype(np.float32)
+            parameter.set_data(ms.Tensor(np.abs(values) if "variance" in parameter.name else values))
 
 
 def values(net: nn.Cell) -> dict[str, np.ndarray]:
@@ -87,11 +91,17 @@ def test_mindspore_reads_ours_and_we_read_its(path, tmp_path):
 
 @pytest.mark.parametrize(
     "array",
-    [np.array(1.5, np.float32), np.arange(6, dtype=np.int32).reshape(1, 6), np.array([1e-7, 65504], np.float16)],
+    [
+        np.array(1.5, np.float32),
+        np.array([[7]], np.int32),
+        np.array(2**63 - 1, np.int64),
+        np.array([1e-7, 65504], np.float16),
+        np.arange(6, dtype=np.float64).reshape(1, 6),
+    ],
 )
 def test_every_shape_and_type_returns(tmp_path, array):
     save_checkpoint([ms.Parameter(ms.Tensor(array), name="x")], tmp_path / "x.ckpt")
-    read = read_checkpoint(tmp_path / "x.ckpt")["x"].asnumpy()
+    read = read_checkpoint(tmp_path / "x.ckpt")["x"]
     assert read.dtype == array.dtype and read.shape == array.shape and np.array_equal(read, array)
 
 
@@ -205,12 +215,15 @@ def test_junk(tmp_path, content):
     assert f"({len(content)} bytes) cannot be read as a MindSpore checkpoint" in message
 
 
-def test_missing_file_folder_and_wrong_suffix(path, tmp_path):
-    assert "no checkpoint at " in refused(Small(2), tmp_path / "none.ckpt")
+def test_what_is_no_file(tmp_path):
     (tmp_path / "folder.ckpt").mkdir()
-    assert "no checkpoint at " in refused(Small(2), tmp_path / "folder.ckpt")
-    shutil.copy(path, tmp_path / "small.pth")
-    assert "does not end in .ckpt" in refused(Small(2), tmp_path / "small.pth")
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    (tmp_path / "loop.ckpt").symlink_to("loop.ckpt")
+    for name in ("none.ckpt", "folder.ckpt", "pipe.ckpt", "loop.ckpt", f"{'x' * 300}.ckpt"):
+        assert "no checkpoint at " in refused(Small(2), tmp_path / name)
+        with pytest.raises(UserError, match="no checkpoint at "):
+            read_torch_file(tmp_path / name)
+        assert not is_torch_file(tmp_path / name)
 
 
 def test_failure_to_write_leaves_the_old_file(path, capfd):
@@ -261,22 +274,194 @@ def test_ctrl_c_while_a_file_is_read_is_no_damage(tmp_path):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("refusals", [1, 100])
-def test_memory_that_the_file_cache_has_is_asked_for_once(tmp_path, monkeypatch, refusals):
-    """MindSpore counts free pages; a page is free here as often as given, and then what is free in truth."""
-    net = Small(0)
-    save_checkpoint(net.get_parameters(), tmp_path / "a.ckpt")
-    asked, sysconf = [], os.sysconf
+def test_a_file_that_is_larger_than_the_memory(tmp_path):
+    (tmp_path / "vast.ckpt").touch()
+    os.truncate(tmp_path / "vast.ckpt", 1 << 42)
+    assert "not enough free memory to read" in refused(Small(0), tmp_path / "vast.ckpt")
 
-    def pages(name):
-        if name != "SC_AVPHYS_PAGES":
-            return sysconf(name)
-        asked.append(name)
-        return 1e-3 if len(asked) <= refusals else sysconf(name)
 
-    monkeypatch.setattr(os, "sysconf", pages)
-    if refusals == 1:
-        assert load(Small(1), tmp_path / "a.ckpt") == []
+NO_NUMBERS = [
+    ("x", np.array([1, np.nan], np.float32), "x holds values that are not finite"),
+    ("x", np.array([-np.inf], np.float16), "x holds values that are not finite"),
+    ("x", np.array([1e39]), "x holds values that are not finite"),  # in float32, which networks compute in
+    ("x", np.array([1, 2], np.int32), "x holds values of type int32"),
+    ("x", np.array([True]), "x holds values of type bool"),
+    ("bn.moving_variance", np.array([1, -1e-9], np.float32), "bn.moving_variance holds negative variances"),
+]
+ONLY_TORCH = [
+    ("x", np.array([1j], np.complex64), "x holds values of type complex64"),
+    ("bn.running_var", np.array(-1, np.float16), "bn.running_var holds negative variances"),
+]
+
+
+@pytest.mark.parametrize(("name", "array", "fault"), NO_NUMBERS, ids=str)
+def test_numbers_with_which_nothing_can_be_computed(tmp_path, name, array, fault):
+    save_checkpoint([ms.Parameter(ms.Tensor(array), name=name)], tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=rf"x\.ckpt: {fault}, with which nothing can be computed; give another file$"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(("name", "array", "fault"), NO_NUMBERS + ONLY_TORCH, ids=str)
+def test_such_numbers_in_a_file_of_pytorch(tmp_path, name, array, fault):
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.from_numpy(array)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"x\.pth: {fault}, with which nothing can be computed"):
+        read_torch_file(tmp_path / "x.pth")
+
+
+def test_any_kind_of_float_is_float32_and_counts_are_left_as_they_are(tmp_path):
+    torch = pytest.importorskip("torch")
+    numbers, state = torch.tensor([0.5, -2.0]), {"bn.num_batches_tracked": torch.tensor(7)}
+    kinds = ("float16", "bfloat16", "float64", "float32")
+    torch.save({kind: numbers.to(getattr(torch, kind)) for kind in kinds} | state, tmp_path / "x.pth")
+    read = read_torch_file(tmp_path / "x.pth")
+    assert read.pop("bn.num_batches_tracked") == 7
+    rows = [ms.Parameter(ms.Tensor([0.5, -2.0], getattr(ms, kind)), name=kind) for kind in kinds]
+    save_checkpoint(rows, tmp_path / "x.ckpt")
+    for stored in (read, read_checkpoint(tmp_path / "x.ckpt")):
+        assert {name: value.tolist() for name, value in stored.items()} == {kind: [0.5, -2.0] for kind in kinds}
+
+
+def message(*parts: tuple[int, bytes | str]) -> bytes:
+    """A protobuf message of these fields, all of them of variable length."""
+    parts = [(number, part.encode() if isinstance(part, str) else part) for number, part in parts]
+    return b"".join(bytes([number << 3 | 2, len(part)]) + part for number, part in parts)
+
+
+def entry(kind: str, data: bytes, shape: bytes = b"\x01", name: str | bytes = "x") -> bytes:
+    """An entry of a checkpoint without a checksum: type, content, shape (each side a byte, if below 128) and name."""
+    return message((1, message((1, name), (2, message((1, shape), (2, kind), (3, data))))))
+
+
+@pytest.mark.parametrize(
+    "content",
+    {
+        "shape larger than the data": entry("Float32", bytes(4), b"\x64"),
+        "shape smaller than the data": entry("Float32", bytes(8)),
+        "vast shape": entry("Float32", bytes(4), b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f" * 2),
+        "negative shape": entry("Float32", bytes(4), b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+        "part of a number": entry("Float32", bytes(3)),
+        "many dimensions": entry("Float32", bytes(4), b"\x01" * 100),
+        "type that is none": entry("Object", bytes(8)),
+        "type of MindSpore's own": entry("Int4", bytes(1)),
+        "no type": message((1, message((1, "x"), (2, b"")))),
+        "no tensor": message((1, message((1, "x")))),
+        "map": message((1, message((1, "x"), (3, message((1, b"")))))),
+        "name that is no text": entry("Float32", bytes(4), name=b"\xff"),
+        "name that is there twice": b"".join(entry("Float32", bytes(4), name=name) for name in "xyx"),
+        "text that is none": entry("str", b"\xff\xff\xff\xff", b"\x00"),
+        "part of a text": entry("str", b"abc", b"\x00"),
+    }.items(),
+    ids=lambda pair: pair[0],
+)
+def test_what_is_false_of_itself_is_refused_and_does_not_end_the_process(tmp_path, content):
+    (tmp_path / "x.ckpt").write_bytes(entry("Float32", bytes(4)))
+    assert read_checkpoint(tmp_path / "x.ckpt")["x"].tolist() == [0]
+    (tmp_path / "x.ckpt").write_bytes(content[1])
+    with pytest.raises(UserError, match=r"x\.ckpt \(\d+ bytes\) cannot be read as a MindSpore checkpoint; it is"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("[" * 100_000, '{"a":' * 900 + "1" + "}" * 899, "9" * 5000, "NaN", "null", '"text"', ""),
+        *({"classes": value} for value in ("ab", ["a", 1], [["a"]], {"a": 1}, 3)),
+        {"classes": ["a", "b"], "num_classes": 3},
+    ],
+    ids=lambda record: str(record)[:20],
+)
+def test_records_of_another_kind(tmp_path, record):
+    text = record if isinstance(record, str) else json.dumps(record)
+    rows = [{"name": p.name, "data": p} for p in Small(1).get_parameters()]
+    ms.save_checkpoint(rows, str(tmp_path / "odd.ckpt"), append_dict={"record": text})
+    with pytest.raises(UserError, match=r"odd\.ckpt has a damaged record of what it is \(.*; get the file again"):
+        read_record(tmp_path / "odd.ckpt")
+
+
+def test_a_bit_in_a_file_of_pytorch_is_noticed(tmp_path):
+    """Its zip has a checksum of every entry, which PyTorch does not look at."""
+    torch = pytest.importorskip("torch")
+    path, values = tmp_path / "x.pth", np.random.default_rng(0).standard_normal(999).astype(np.float32)
+    torch.save({"x": torch.from_numpy(values)}, path)
+    whole, data = path.read_bytes(), values.tobytes()
+    assert np.array_equal(read_torch_file(path)["x"], values) and whole.count(data) == 1
+    for place in range(whole.index(data), whole.index(data) + len(data), 501):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert np.isfinite(torch.load(path)["x"].numpy()).all()
+        with pytest.raises(
+            UserError, match=r"x\.pth \(\d+ bytes\) cannot be read as a PyTorch file; it is truncated, dam"
+        ):
+            read_torch_file(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch will do without quantized tensors
+def test_tensors_of_pytorch_that_are_not_plain(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = {
+        "meta": torch.empty(3, device="meta"),
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "sparse": torch.ones(3).to_sparse(),
+        "conjugate": torch.ones(3, dtype=torch.complex64).conj(),
+        "one number, told to be many": torch.ones(1).expand(10**12),
+    }
+    for name, tensor in tensors.items():
+        torch.save({name: tensor}, tmp_path / "x.pth")
+        with pytest.raises(UserError, match=rf"x\.pth: {name} is no plain tensor; give a state_dict\(\) of"):
+            read_torch_file(tmp_path / "x.pth")
+    for state in ({1: torch.ones(1)}, {b"x": torch.ones(1)}, {("x",): torch.ones(1)}, {"x": 1}, torch.ones(1)):
+        torch.save(state, tmp_path / "x.pth")
+        with pytest.raises(UserError, match="holds no tensors by name; give a state_dict"):
+            read_torch_file(tmp_path / "x.pth")
+
+
+@st.composite
+def damaged(draw, whole: bytes) -> bytes:
+    """`whole` with some bytes changed, left out or put in, or cut off; or any bytes at all."""
+    content = bytearray(draw(st.sampled_from([whole, whole, whole, draw(st.binary(max_size=400))])))
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(content)))
+        count = draw(st.sampled_from([0, 0, 1, 1, 1, 2, 8, len(content)]))
+        content[start : start + count] = draw(st.binary(max_size=12))
+    return bytes(content)
+
+
+def read_or_refused(read, path, content: bytes) -> None:
+    path.write_bytes(content)
+    try:
+        stored = read(path)
+    except UserError as error:
+        assert str(path) in str(error) and "; " in str(error)
     else:
-        assert "not enough free memory to read" in refused(net, tmp_path / "a.ckpt")
-    assert len(asked) >= 2
+        assert all(isinstance(name, str) for name in stored)
+        numbers = [value for value in stored.values() if isinstance(value, np.ndarray)]
+        assert all(np.isfinite(value.astype(np.float32)).all() for value in numbers)
+
+
+EXAMPLES = settings(max_examples=3000, deadline=1000)
+
+
+@pytest.mark.full
+@EXAMPLES
+@given(data=st.data(), checksum=st.booleans())
+def test_any_bytes_are_a_checkpoint_or_refused_in_one_line(tmp_path_factory, data, checksum):
+    path = tmp_path_factory.getbasetemp() / "any.ckpt"
+    if not path.with_name("whole.ckpt").is_file():
+        save_checkpoint(Small(1).get_parameters(), path.with_name("whole.ckpt"), {"classes": ["a"], "image_size": 32})
+    whole = path.with_name("whole.ckpt").read_bytes()
+    content = data.draw(damaged(whole if checksum else whole[:-17]))
+    read_or_refused(read_record, path, content)
+    read_or_refused(read_checkpoint, path, content)
+
+
+@pytest.mark.full
+@EXAMPLES
+@given(data=st.data(), zipped=st.booleans())
+def test_any_bytes_are_a_file_of_pytorch_or_refused_in_one_line(tmp_path_factory, data, zipped):
+    torch = pytest.importorskip("torch")
+    path = tmp_path_factory.getbasetemp() / "any.pth"
+    whole = path.with_name(f"whole_{zipped}.pth")
+    if not whole.is_file():
+        state = {name: torch.from_numpy(value) for name, value in values(Small(1)).items()}
+        torch.save(state, whole, _use_new_zipfile_serialization=zipped)
+    read_or_refused(read_torch_file, path, data.draw(damaged(whole.read_bytes())))

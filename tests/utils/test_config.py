@@ -20,7 +20,7 @@ from utils.config import (
 SETTINGS = {
     "data_url": Setting("data", str, ("train", "eval"), aliases=("data_path",)),
     "batch_size": Setting("batch", natural, ("train", "eval", "export"), own={"export": 1}),
-    "mode": Setting("mode", str, ("train",), ("batch", "pair")),
+    "mode": Setting("mode", str, ("train",), ("batch", "pair"), aliases=("way",)),
     "beta": Setting("betas", fraction, ("train",), many=True),
     "limit": Setting("limit", optional(positive), ("train",)),
     "strict": Setting("strict", yes_no, ("train", "eval")),
@@ -105,8 +105,26 @@ def test_settings_that_a_file_tells_need_not_be_given_and_cannot_be_contradicted
     take_settings(load("--batch_size", "7"), "a.ckpt", {"batch_size": 7})
     with pytest.raises(UserError, match=r"^--batch_size 8 contradicts a\.ckpt, which has 7; leave it out"):
         take_settings(load("--batch_size", "8"), "a.ckpt", {"batch_size": 7})
-    with pytest.raises(UserError, match=r"^--data_path e contradicts a\.ckpt, which has d; put it right$"):
-        take_settings(load("--data_path", "e"), "a.ckpt", {"data_url": "d"}, "put it right")
+    with pytest.raises(UserError, match=r"^--way batch contradicts a\.ckpt, which has pair; put it right$"):
+        take_settings(load("--way", "batch"), "a.ckpt", {"mode": "pair"}, "put it right")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({"batch_size": value} for value in ("seven", -1, 1.5, True, None, [7], {"train": 7}, float("nan"), 10**400)),
+        *({"beta": value} for value in (0.1, [2], ["x"], [None], [[0.1]], {"a": 1})),
+        *({"mode": value} for value in ("other", 1, None, ["pair"], {})),
+        {"data_url": "elsewhere"},  # where the user's files are no other file says
+    ],
+    ids=str,
+)
+def test_what_a_file_tells_is_read_as_the_command_line_would(load, told):
+    args = load()
+    before = dict(vars(args))
+    with pytest.raises(UserError, match=rf"^a\.ckpt tells no usable {next(iter(told))}: .*; give another file$"):
+        take_settings(args, "a.ckpt", told)
+    assert vars(args) == before
 
 
 GOOD = {"batch_size": 2, "crop_scale": [0.1, 1.0], "crop_ratio": [0.75, 1.5], "epochs": 3, "warm": 3}

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from utils.checkpoint import read_checkpoint, read_record
+from utils.checkpoint import read_checkpoint, read_record, save_checkpoint
 from utils.cli import UserError
+from utils.config import Setting, positive
 from utils.device import Devices
 from utils.images import ImageFolder
 from utils.training import (
@@ -56,6 +57,9 @@ def handlers():
     ms.set_context(mode=ms.GRAPH_MODE)
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+POSITION = {"epoch": 1, "step": 2, "totals": {"loss": 1.5}, "rows": [], "best": None, "kept": {}}
 
 
 class Run:
@@ -122,7 +126,7 @@ def test_a_whole_run(folder, tmp_path, capsys):
     assert lines[0] == "CPU x 1, 13 training and 2 validation images"
     assert lines[1] == "epoch 1/3: loss 1.0000, best so far"
     assert lines[-1] == f"best: epoch 3, top-1 70.00%; {tmp_path}/out/best.ckpt"
-    np.testing.assert_array_equal(read_checkpoint(tmp_path / "out/best.ckpt")["weight"].asnumpy(), [10, 11])
+    np.testing.assert_array_equal(read_checkpoint(tmp_path / "out/best.ckpt")["weight"], [10, 11])
 
 
 @pytest.mark.parametrize("stop", [(0, 0), (1, 1), (1, 2), (2, 2)])
@@ -193,6 +197,25 @@ def test_a_state_of_another_run_is_refused(folder, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"settings": {}},
+        {"settings": {}, "position": {"epoch": 1}},
+        *({"settings": value, "position": POSITION} for value in (None, [], "lr", 3)),
+        *({"settings": {}, "position": POSITION | {key: "x"}} for key in POSITION),
+        *({"settings": {}, "position": POSITION | {key: None}} for key in POSITION if key != "best"),
+    ],
+    ids=str,
+)
+def test_what_is_no_position_in_a_training(tmp_path, state):
+    save_checkpoint(Network().get_parameters(), tmp_path / "resume.ckpt", {"settings": {}, "position": POSITION})
+    assert read_state(tmp_path / "resume.ckpt")["position"] == POSITION
+    save_checkpoint(Network().get_parameters(), tmp_path / "resume.ckpt", state)
+    with pytest.raises(UserError, match="is no training state; --resume takes the"):
+        read_state(tmp_path / "resume.ckpt")
+
+
 def test_what_is_wrong_is_said_before_anything_starts(folder, tmp_path):
     ms.save_checkpoint(Network(), str(tmp_path / "weights.ckpt"))
     args = {"resume": str(tmp_path / "weights.ckpt"), "output_dir": str(tmp_path / "o")}
@@ -209,7 +232,7 @@ def test_what_is_wrong_is_said_before_anything_starts(folder, tmp_path):
 
 def test_images_and_the_checkpoint_they_start_from(folder):
     args = {"data_path": str(folder), "num_classes": 2, "batch_size": 3, "device_num": 2, "server_num": 2}
-    args |= {"image_size": 32, "given": {}, "resume": None}
+    args |= {"image_size": 32, "given": {}, "resume": None, "table": {"num_classes": Setting("", positive, ())}}
 
     def opened(told, finetune=False, **change):
         names = argparse.Namespace(**{**args, **change})

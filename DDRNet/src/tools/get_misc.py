@@ -6,7 +6,7 @@ import mindspore.nn as nn
 
 from src.models.ddrnet import DDRNet23
 from src.tools.cell import cast_amp
-from utils.checkpoint import load_strictly, read_checkpoint, record_in
+from utils.checkpoint import arrays, load_strictly, read_checkpoint, record_in
 from utils.cli import UserError
 from utils.kinds import DDRNET, kind_of
 
@@ -47,7 +47,7 @@ def record_of(path: str) -> dict:
         UserError: unreadable, or not of a DDRNet-23.
     """
     content = read_checkpoint(path)
-    if kind_of(set(content)) != DDRNET:
-        raise UserError(f"{path} looks like {kind_of(set(content))}; give the file of {DDRNET}")
-    told = {"num_classes": content[HEAD[1]].shape[0]} if HEAD[1] in content else {}
-    return told | record_in(content, path)
+    stored = arrays(content)
+    if kind_of(set(stored)) != DDRNET:
+        raise UserError(f"{path} looks like {kind_of(set(stored))}; give the file of {DDRNET}")
+    return record_in(content, path) | ({"num_classes": stored[HEAD[1]].size} if HEAD[1] in stored else {})
