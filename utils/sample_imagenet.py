@@ -62,7 +62,7 @@ def check_enough(found: list, wanted: int | None, kind: str, where: str | Path) 
 
 def enlarge(scan: np.ndarray, size: int) -> bytes:
     """JPEG (size, size, 3) of a scan (8, 8) float64 with values 0 to 16: bright strokes on black, as RGB."""
-    import cv2
+    from utils.opencv import cv2
 
     grey = cv2.resize(scan * (255 / 16), (size, size), interpolation=cv2.INTER_CUBIC)
     grey = grey.round().clip(0, 255).astype("uint8")
@@ -71,9 +71,10 @@ def enlarge(scan: np.ndarray, size: int) -> bytes:
 
 def choose_digits(classes: int | None, images: int | None, size: int) -> tuple[Files, list[str]]:
     """A choice from the digits, always the same, and its class names in label order; UserError if they are too few."""
-    import cv2  # noqa: F401  (so that it is missed before anything is written)
     from sklearn.datasets import load_digits  # so late because it takes a second
     from sklearn.model_selection import train_test_split
+
+    import utils.opencv  # noqa: F401  (so that it is missed before anything is written)
 
     digits = load_digits()
     names = [str(name) for name in digits.target_names]

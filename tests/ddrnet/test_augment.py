@@ -21,7 +21,7 @@ from src.data.augment.random_erasing import RandomErasing
 from src.data.transforms import INTERPOLATION, EvalTransform, TrainTransform, normalise
 
 from utils.cli import UserError
-from utils.images import UNREADABLE
+from utils.images import Unreadable
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = json.loads((ROOT / "tests" / "golden" / "preprocessing.json").read_text())["DDRNet"]
@@ -401,7 +401,7 @@ def save(path, mode, **options):
     ("mode", "suffix"),
     [
         *(("L", "jpg"), ("CMYK", "jpg"), ("RGB", "jpg"), ("L", "png"), ("P", "png"), ("P", "gif"), ("LA", "png")),
-        *(("RGBA", "png"), ("1", "png"), ("I;16", "png"), ("RGB;16", "png"), ("RGB", "webp"), ("RGB", "bmp")),
+        *(("RGBA", "png"), ("1", "png"), ("RGB;16", "png"), ("RGB", "webp"), ("RGB", "bmp")),
     ],
 )
 def test_every_kind_of_file_is_decoded_as_pillow_does(tmp_path, mode, suffix):
@@ -411,6 +411,14 @@ def test_every_kind_of_file_is_decoded_as_pillow_does(tmp_path, mode, suffix):
         pixels = decode(path.read_bytes(), image, 1)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.asarray(pillow.decode(path)))
+
+
+def test_of_greys_of_16_bits_the_upper_8_are_shown(tmp_path):
+    """As OpenCV reads them; Pillow's conversion would make white of nearly all."""
+    path = tmp_path / "image.png"
+    save(path, "I;16")
+    with Image.open(path) as image, pytest.warns(UserWarning, match="16 bits"):
+        np.testing.assert_array_equal(decode(path.read_bytes(), image, 1), cv2.imread(str(path)))
 
 
 def test_exif_orientation_is_ignored_by_both(tmp_path):
@@ -444,9 +452,9 @@ def broken(path, kind):
 def test_broken_files_are_unreadable_and_nothing_is_printed(tmp_path, kind, suffix, capfd):
     path = tmp_path / f"image.{suffix}"
     broken(path, kind)
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(Unreadable):
         train()(path, np.random.default_rng(0))
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(Unreadable):
         EvalTransform(32, 0.875)(path)
     assert capfd.readouterr() == ("", "")
 
@@ -459,7 +467,7 @@ def test_training_and_evaluation_agree_on_what_is_readable(tmp_path, kind, capfd
     for view in (lambda: train()(path, np.random.default_rng(0)), lambda: EvalTransform(32, 0.875)(path)):
         try:
             answers.append(view() is not None)
-        except UNREADABLE:
+        except Unreadable:
             answers.append(False)
     assert answers[0] == answers[1]
     assert capfd.readouterr() == ("", "")
