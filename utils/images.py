@@ -39,7 +39,7 @@ View = Callable[[Path, int, int], np.ndarray]
 
 
 class Unreadable(OSError):
-    """A file cannot be read as an image; the message says why."""
+    """A file cannot be read as an image; the message, if any, says why."""
 
 
 @contextlib.contextmanager
@@ -47,6 +47,8 @@ def decoding() -> Iterator[None]:
     """Make whatever Pillow or OpenCV, which alone are called within, raise about a file `Unreadable`."""
     try:
         yield
+    except Unreadable:
+        raise
     except Exception as error:
         raise Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 
@@ -59,7 +61,7 @@ def open_image(path: Path) -> Image.Image:
         try:
             image = Image.open(path, formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise Unreadable(f"its content is none of {', '.join(FORMATS)}, or is damaged") from error
+            raise Unreadable from error  # there is no more to say
         if max(image.size) > LARGEST_SIDE:
             raise Unreadable(f"a side of it has {max(image.size)} pixels, more than {LARGEST_SIDE}")
     return image
@@ -243,7 +245,8 @@ class CorruptImages:
 
     def __call__(self, rows: Sequence[int]) -> None:
         for row in rows:
-            fault = f"{self.folder.paths[row]} cannot be read as an image ({self.folder.reasons[row]})"
+            reason = self.folder.reasons[row]
+            fault = f"{self.folder.paths[row]} cannot be read as an image{f' ({reason})' if reason else ''}"
             if self.strict:
                 raise UserError(f"{fault}; replace it, or leave out --strict")
             if row not in self.rows:

@@ -211,10 +211,21 @@ def test_where_images_are_found(main, expected, data, place):
         assert result.returncode == 0, result.stderr
         assert results(place) == {path.stem: expected[path.stem] for path in paths}
     path = next(data.glob("*/????? png.png"))
-    (place / "tiff").mkdir()
-    Image.open(path).save(place / "tiff" / f"{path.stem}.jpg", format="TIFF")
-    assert infer(main, place / "tiff", place).returncode == 0
-    assert results(place) == {path.stem: expected[path.stem]}
+    bad = place / "other content"
+    bad.mkdir()
+    for name, kind in {"a": "TIFF", "b": "GIF", "c": "PPM", "d": "JPEG2000"}.items():
+        Image.open(path).save(bad / f"{name}.jpg", format=kind)
+    os.mkfifo(bad / "e.jpg")
+    Image.new("RGB", (70_000, 1)).save(bad / "f.png")
+    Image.new("RGB", (1, 70_000)).save(bad / "g.bmp")
+    (bad / "._h.jpg").write_bytes(b"of macOS")
+    shutil.copy2(path, bad)
+    result = infer(main, bad, place)
+    assert result.returncode == 3 and results(place) == {path.stem: expected[path.stem]}
+    told = dict.fromkeys("abcd", "cannot be read as an image") | dict.fromkeys("fg", "has too many pixels")
+    told["e"] = "is no regular file"
+    found = dict(re.findall(r"^warning: .*/(\w)\.\w+ (.*); going on without it$", result.stderr, re.MULTILINE))
+    assert found == told
 
 
 # ----- what cannot run -----
@@ -230,7 +241,9 @@ def test_one_line_and_status_2(main, data, place):
     assert "no images" in error("--dataset_path", place / "empty")
     assert "cannot write /proc/" in error("--output_dir", "/proc/nowhere")
     assert "cannot write" in error("--output_dir", MODEL)
-    assert "on Ascend 3 (" in error("--device_target", "Ascend", "--device_id", "3")
+    found = error("--device_target", "Ascend", "--device_id", "3")
+    assert "on Ascend 3 (" in found and f"all that Lite says of it is in {place}/lite.log)" in found
+    assert "ERROR" in (place / "lite.log").read_text()
     for wrong in (["--crop", "200"], ["--batch_size", "2"]):
         found = error(*wrong)
         assert "is 1x3x224x224, but" in found and "set them as it was exported" in found
@@ -250,6 +263,7 @@ def test_one_line_and_status_2(main, data, place):
         ("--colour", "red"): "--colour is no flag",
         ("--crop",): "--crop has no value",
         ("--output_dir=",): "--output_dir is empty",
+        ("--output_dir", "--resume"): "--output_dir has no value",
     }.items():
         assert words in error(*flags)
     assert "no model; set --model_path" in one_line_error(run([main], place))

@@ -9,7 +9,8 @@
 // A MINDIR classifier on a device, for batches of a fixed size.
 class Classifier {
  public:
-  // Throws Error if the file or the device cannot be used, or the input is not float32 (batch_size, 3, crop, crop).
+  // Throws Error if the file or the device cannot be used, or the input is not float32 (batch_size, 3, crop, crop). What
+  // Lite has said is then in the file lite.log in the output folder.
   explicit Classifier(const Options& options);
 
   // Length of an image's logits.

@@ -21,15 +21,15 @@ using mindspore::DataType;
 using mindspore::MSTensor;
 using Shape = std::vector<int64_t>;
 
-// While it lives, nothing appears on stderr: Lite reports a bad model on pages of log besides returning a status, and
-// reads GLOG_v before main could set it.
+// While it lives, what appears on stderr goes to a file: Lite reports a bad model on pages of log besides returning a
+// status, and reads GLOG_v before main could set it.
 class Quiet {
  public:
-  Quiet() : kept_(dup(STDERR_FILENO)) {
-    const int null = open("/dev/null", O_WRONLY);
+  explicit Quiet(const std::string& log) : kept_(dup(STDERR_FILENO)) {
+    const int file = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0666);
     std::fflush(stderr);
-    dup2(null, STDERR_FILENO);
-    close(null);
+    dup2(file, STDERR_FILENO);
+    close(file);
   }
   Quiet(const Quiet&) = delete;
   Quiet& operator=(const Quiet&) = delete;
@@ -48,10 +48,10 @@ std::string Text(const Shape& shape) {
   return text.str();
 }
 
-std::string Reason(const mindspore::Status& status) {
+std::string Reason(const mindspore::Status& status, const std::string& log = "") {
   const std::string text = status.ToString();
-  const size_t end = text.find_first_of("\r\n");
-  return text.empty() ? "no reason given" : text.substr(0, end);
+  const std::string line = text.empty() ? "no reason given" : text.substr(0, text.find_first_of("\r\n"));
+  return log.empty() ? line : line + "; all that Lite says of it is in " + log;
 }
 
 std::shared_ptr<mindspore::Context> MakeContext(const Options& options) {
@@ -70,20 +70,22 @@ std::shared_ptr<mindspore::Context> MakeContext(const Options& options) {
 }  // namespace
 
 Classifier::Classifier(const Options& options) : batch_size_(options.batch_size) {
+  const std::string log = std::filesystem::path(options.output_dir) / "lite.log";
+  std::filesystem::remove(log);  // of an earlier run
   const std::string& path = options.model_path;
   if (!std::filesystem::is_regular_file(path)) throw Error("there is no model " + path + "; export.py makes one");
   if (!std::ifstream(path)) throw Error("cannot read " + path + "; change its permissions");
 
   mindspore::Status status;
   {
-    const Quiet quiet;
+    const Quiet quiet(log);
     status = model_.Build(path, mindspore::kMindIR, MakeContext(options));
     inputs_ = model_.GetInputs();
   }
   if (status.IsError()) {
     const bool ascend = options.device_target == "Ascend";
     throw Error("cannot load " + path + (ascend ? " on Ascend " + std::to_string(options.device_id) : "") + " (" +
-                Reason(status) + "): " + (ascend ? "there is no such device, or " : "") +
+                Reason(status, log) + "): " + (ascend ? "there is no such device, or " : "") +
                 "the file is damaged, no MINDIR file, or of a newer MindSpore; take the MindSpore Lite of the release "
                 "that exported it" + (ascend ? ", or --device_target CPU" : ""));
   }
@@ -91,9 +93,9 @@ Classifier::Classifier(const Options& options) : batch_size_(options.batch_size)
   if (inputs_.size() != 1) throw Error(path + " has " + std::to_string(inputs_.size()) + " inputs, not one of images");
   Shape found = inputs_.front().Shape();
   if (found.size() == 4 && found.front() == -1) {
-    const Quiet quiet;
+    const Quiet quiet(log);
     status = model_.Resize(inputs_, {wanted});
-    if (status.IsError()) throw Error(path + " does not take " + Text(wanted) + ": " + Reason(status));
+    if (status.IsError()) throw Error(path + " does not take " + Text(wanted) + ": " + Reason(status, log));
     inputs_ = model_.GetInputs();
     found = inputs_.front().Shape();
   }
@@ -104,6 +106,7 @@ Classifier::Classifier(const Options& options) : batch_size_(options.batch_size)
   }
   std::memset(Input(), 0, inputs_.front().DataSize());
   classes_ = Infer().size() / batch_size_;
+  std::filesystem::remove(log);  // with Lite's remarks on a model that works
 }
 
 float* Classifier::Input() { return static_cast<float*>(inputs_.front().MutableData()); }
