@@ -140,7 +140,7 @@ class ImageFolder:
         number = {name: label for label, name in enumerate(self.classes)}
         paths: list[bytes] = []
         labels: list[int] = []
-        others: Counter[str] = Counter()
+        others = Counter("in no class folder" for name in os.listdir(root) if is_image(name))
         for folder in folders:
             if composed(folder.name) not in number:
                 raise UserError(f"class folder {folder} is not in {listing}; {listing_advice(folder, self.classes)}")
@@ -150,7 +150,7 @@ class ImageFolder:
                 warn(f"class folder {folder} holds no images")
             elif not images:
                 raise UserError(f"class folder {folder} holds no images; {layout_advice(root, folder)}")
-            others.update(os.path.splitext(name)[1].lower() or "no ending" for name in names if not is_image(name))
+            others.update(os.path.splitext(name)[1].lower() or "without ending" for name in names if not is_image(name))
             paths += [os.fsencode(os.path.join(folder.name, name)) for name in images]
             labels += [number[composed(folder.name)]] * len(images)
         if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
@@ -158,8 +158,8 @@ class ImageFolder:
         if not paths:
             raise UserError(f"no class folder in {root} holds images; {layout_advice(root, folders[0])}")
         if others:
-            kinds = ", ".join(f"{count} of {ending}" for ending, count in others.most_common(5))
-            warn(f"{others.total()} files in {root} are left out, as their endings are no image's: {kinds}")
+            kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+            warn(f"{others.total()} files of {root} are left out, not being {', '.join(SUFFIXES)} in a class: {kinds}")
         if not listing:
             warn_of_order(root, self.classes)
         self.paths = ImagePaths(root, paths)

@@ -76,7 +76,7 @@ def write_labels() -> None:
     labels = dict(zip(names, folder.labels.tolist()))
     with whole_file(args.output) as temporary:
         temporary.write_text(json.dumps({CLASSES: folder.classes, **labels}, indent=0) + "\n")
-    print(f"{args.output}: labels of {len(labels)} images of {len(folder.classes)} classes")
+    print(f"{args.output}: labels of {len(labels)} images")
     if flags:
         print(f"preparation: {flags}")
 
@@ -101,19 +101,19 @@ def accuracy(labels: dict[str, int], results: dict[str, Path], told: int | None 
     metric = TopKAccuracy((1, 5))
     names = sorted(labels.keys() & results.keys())
     classes = 0
+    remedy = "use the data set that the model was trained on (classes.txt fixes the labels of a part of one)"
     for name in names:
         logits = read_logits(results[name])
         classes = classes or len(logits)
         if len(logits) != classes:
             fault = f"{results[name]} holds {len(logits)} logits, {results[names[0]]} {classes}"
             raise UserError(f"{fault}; they are of different models, run the inference again into an empty folder")
-        remedy = "use the data set that the model was trained on (classes.txt fixes the labels of a part of one)"
         if labels[name] >= classes:
             fault = f"image {name} has label {labels[name]}, but the model has {classes} classes, 0 to {classes - 1}"
             raise UserError(f"{fault}; {remedy}")
-        if told not in (None, classes):
-            raise UserError(f"the images are of {told} classes, but the model has {classes}; {remedy}")
         metric.update(logits[None], [labels[name]])
+    if names and told not in (None, classes):
+        raise UserError(f"the images are of {told} classes, but the model has {classes}; {remedy}")
     return metric
 
 
