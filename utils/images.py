@@ -63,6 +63,7 @@ def open_image(path: Path) -> Image.Image:
         except UnidentifiedImageError as error:
             raise Unreadable from error  # there is no more to say
         if max(image.size) > LARGEST_SIDE:
+            image.close()
             raise Unreadable(f"a side of it has {max(image.size)} pixels, more than {LARGEST_SIDE}")
     return image
 
@@ -140,7 +141,8 @@ class ImageFolder:
         number = {name: label for label, name in enumerate(self.classes)}
         paths: list[bytes] = []
         labels: list[int] = []
-        others = Counter("in no class folder" for name in os.listdir(root) if is_image(name))
+        loose = set(os.listdir(root)).difference(folder.name for folder in folders)
+        others = Counter("in no class folder" for name in loose if is_image(name))
         for folder in folders:
             if composed(folder.name) not in number:
                 raise UserError(f"class folder {folder} is not in {listing}; {listing_advice(folder, self.classes)}")
@@ -483,7 +485,9 @@ def _read(slot: int, start: int, rows: np.ndarray, epoch: int) -> list[tuple[int
     remarks = []
     for place, row in enumerate(rows.tolist(), start):
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+            warnings.simplefilter("ignore")
+            for kind in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("always", kind)
             try:
                 memory[slot, place] = view(paths[row], row, epoch)
             except OSError as error:
