@@ -156,7 +156,7 @@ class ImageFolder:
             paths += [os.fsencode(os.path.join(folder.name, name)) for name in images]
             labels += [number[composed(folder.name)]] * len(images)
         if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
-            raise UserError(f"{listing} lists {twice[0]} twice; every class has one line")
+            raise UserError(f"{listing} lists {twice[0][:80]} twice; every class has one line")
         if not paths:
             raise UserError(f"no class folder in {root} holds images; {layout_advice(root, folders[0])}")
         if others:

@@ -243,8 +243,8 @@ def test_one_line_and_status_2(main, data, place):
     assert "cannot write /proc/" in error("--output_dir", "/proc/nowhere")
     assert "cannot write" in error("--output_dir", MODEL)
     found = error("--device_target", "Ascend", "--device_id", "3")
-    assert "on Ascend 3 (" in found and f"all that Lite says of it is in {place}/lite.log)" in found
-    assert "ERROR" in (place / "lite.log").read_text()
+    assert "on Ascend 3 (" in found and f", see {place}/libraries.log)" in found
+    assert "ERROR" in (place / "libraries.log").read_text()
     for wrong in (["--crop", "200"], ["--batch_size", "2"]):
         found = error(*wrong)
         assert "is 1x3x224x224, but" in found and "set them as it was exported" in found

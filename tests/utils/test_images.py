@@ -1,6 +1,7 @@
 """Folders, labels, the order of training, and the processes that read images."""
 
 import codecs
+import io
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, one_line_error, run_process
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from utils.cli import UserError
@@ -361,3 +364,77 @@ def test_a_step_takes_the_same_rows_for_any_number_of_ranks():
         assert one[8 * step : 8 * step + 8] == two[0][4 * step : 4 * step + 4] + two[1][4 * step : 4 * step + 4]
     assert epoch_rows(103, 8, 3, 2, first_step=5) == one[40:]
     assert epoch_rows(103, 8, 3, 1) != one and epoch_rows(103, 8, 4, 2) != one
+
+
+# ----- any bytes -----
+
+
+def written(kind, **options) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(COLOURS).save(content, kind, **options)
+    return content.getvalue()
+
+
+WHOLE = [written("JPEG"), written("JPEG", progressive=True), written("PNG"), written("BMP"), written("WEBP")]
+WHOLE += [written("WEBP", lossless=True), written("PNG", save_all=True, append_images=[Image.fromarray(COLOURS[::-1])])]
+
+
+@st.composite
+def damaged(draw, whole):
+    """Some bytes, most often those of one of the `whole` with some changed, cut off or put in."""
+    content = bytearray(draw(st.one_of(*3 * [st.sampled_from(whole)], st.binary(max_size=300))))
+    for _ in range(draw(st.integers(0, 4))):
+        place = draw(st.integers(0, len(content)))
+        more = draw(
+            st.one_of(st.binary(max_size=8), st.sampled_from([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xd8\xff"]))
+        )
+        change = draw(st.sampled_from(["flip", "over", "in", "cut"]))
+        if change == "flip" and place < len(content):
+            content[place] ^= 1 << draw(st.integers(0, 7))
+        elif change == "cut":
+            del content[place:]
+        else:
+            content[place : place + (len(more) if change == "over" else 0)] = more
+    return bytes(content)
+
+
+ANY_NUMBER = settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.full
+@ANY_NUMBER
+@given(content=damaged(WHOLE))
+def test_any_bytes_are_an_image_or_unreadable(tmp_path_factory, content):
+    """Within a second; as one of a folder, they cost one line."""
+    path = tmp_path_factory.getbasetemp() / "any.jpg"
+    path.write_bytes(content)
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with open_image(path) as image:
+                pixels = np.asarray(rgb(image))
+                assert pixels.dtype == np.uint8 and pixels.shape == (*image.size[::-1], 3)
+        except Unreadable:
+            pass
+    assert time.process_time() - start < 1
+
+
+LISTS = [
+    content.encode(code) for code in ("utf-8", "utf-8-sig", "utf-16") for content in ("a\nb\nc\n", "a 0\r\nb 1\r\n")
+]
+
+
+@pytest.mark.full
+@ANY_NUMBER
+@given(content=damaged(LISTS))
+def test_any_bytes_are_a_class_list_or_one_line(tmp_path_factory, content):
+    root = files(tmp_path_factory.getbasetemp() / "any", "val/a/1.jpg", "val/b/1.jpg")
+    (root / "classes.txt").write_bytes(content)
+    start = time.process_time()
+    try:
+        folder = open_split(root, "val", None)
+        assert [folder.classes[label] for label in folder.labels] == ["a", "b"]
+    except UserError as error:
+        assert str(root / "classes.txt") in str(error) and len(str(error)) < 1000
+    assert time.process_time() - start < 1

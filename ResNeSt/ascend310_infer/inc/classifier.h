@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <vector>
 
 #include "include/api/model.h"
@@ -9,8 +10,7 @@
 // A MINDIR classifier on a device, for batches of a fixed size.
 class Classifier {
  public:
-  // Throws Error if the file or the device cannot be used, or the input is not float32 (batch_size, 3, crop, crop). What
-  // Lite has said is then in the file lite.log in the output folder.
+  // Throws Error if the file or the device cannot be used, or the input is not float32 (batch_size, 3, crop, crop).
   explicit Classifier(const Options& options);
 
   // Length of an image's logits.
@@ -27,5 +27,6 @@ class Classifier {
   std::vector<mindspore::MSTensor> inputs_;
   std::vector<float> logits_;
   size_t batch_size_;
+  std::string log_;  // where Lite says more than its status
   size_t classes_ = 0;
 };
