@@ -109,6 +109,16 @@ class ImagePaths(Sequence):
         return self.root / os.fsdecode(self.names[row])
 
 
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """UserError if a folder or a file cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "change its permissions, or set --data_path to another place"
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; {remedy}") from error
+
+
 class ImageFolder:
     """The images of one split: `<root>/<class>/<image>`; UserError if it is not in this form or cannot be read.
 
@@ -122,17 +132,12 @@ class ImageFolder:
         reasons: why images could not be read, by row. told: what has been said of one image, and is not to be of more.
     """
 
+    @readable()
     def __init__(self, root: Path):
         if not root.is_dir():
             raise UserError(f"no folder {root}; set --data_path to an ImageNet root (with train/ and val/) or a split")
         self.reasons: dict[int, str] = {}
         self.told: set[str] = set()
-        try:
-            self._list(root)
-        except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}; change its permissions") from error
-
-    def _list(self, root: Path) -> None:
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not folders:
             raise UserError(f"{root} has no class folders; {layout_advice(root, root)}")
@@ -156,7 +161,7 @@ class ImageFolder:
             paths += [os.fsencode(os.path.join(folder.name, name)) for name in images]
             labels += [number[composed(folder.name)]] * len(images)
         if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
-            raise UserError(f"{listing} lists {twice[0][:80]} twice; every class has one line")
+            raise UserError(f"{listing or root} lists {twice[0][:80]} twice; every class has one line")
         if not paths:
             raise UserError(f"no class folder in {root} holds images; {layout_advice(root, folders[0])}")
         if others:
@@ -247,7 +252,7 @@ class CorruptImages:
 
     def __call__(self, rows: Sequence[int]) -> None:
         for row in rows:
-            reason = self.folder.reasons[row]
+            reason = self.folder.reasons.get(row)
             fault = f"{self.folder.paths[row]} cannot be read as an image{f' ({reason})' if reason else ''}"
             if self.strict:
                 raise UserError(f"{fault}; replace it, or leave out --strict")
@@ -256,6 +261,7 @@ class CorruptImages:
             self.rows.add(row)
 
 
+@readable()
 def open_split(
     data_path: str | Path, split: str, num_classes: int | None, remedy: str = "set --num_classes {}"
 ) -> ImageFolder:
@@ -289,6 +295,7 @@ def split_advice(root: Path, split: str) -> str:
     return f"set --data_path to a root that has {split}/"
 
 
+@readable()
 def open_root(data_path: str | Path, num_classes: int, remedy: str) -> tuple[ImageFolder, ImageFolder]:
     """The training and the validation images of a root, as `open_split`; UserError, too, if their classes differ."""
     for split in ("train", "val"):

@@ -1,11 +1,13 @@
 """The augmentation against Pillow, operation by operation; the crop, the erasing, the two transforms, bad files."""
 
 import collections
+import contextlib
 import json
 import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from ddrnet import pillow_pipeline as pillow
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from src.data.augment.color_jitter import ColorJitter
 from src.data.augment.crop import RandomResizedCrop, decode
@@ -471,6 +475,24 @@ def test_training_and_evaluation_agree_on_what_is_readable(tmp_path, kind, capfd
             answers.append(False)
     assert answers[0] == answers[1]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.full
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.lists(st.tuples(st.integers(0, 2500), st.binary(max_size=6), st.integers(0, 6)), max_size=4))
+def test_any_jpeg_is_read_or_unreadable_by_opencv_too(tmp_path_factory, changes):
+    """Bytes flipped, put in and cut off: OpenCV's errors are no others than Pillow's, and it takes no second."""
+    path = tmp_path_factory.getbasetemp() / "any.jpg"
+    save(path, "RGB", quality=95)
+    content = bytearray(path.read_bytes())
+    for place, more, over in changes:
+        content[place : place + over] = more
+    path.write_bytes(bytes(content))
+    start = time.process_time()
+    for view in (lambda: train()(path, np.random.default_rng(0)), lambda: EvalTransform(32, 0.875)(path)):
+        with contextlib.suppress(Unreadable):
+            assert np.isfinite(view()).all()
+    assert time.process_time() - start < 1
 
 
 def test_bytes_behind_the_end_do_no_harm(tmp_path):
