@@ -1,6 +1,8 @@
 """Write the labels of the images that the Ascend 310 program is to classify, as JSON: {name without ending: label}.
 
-A class's label is its position among the sorted class folders or in `classes.txt`. `postprocess.py` reads the file.
+A class's label is its position among the sorted class folders or in `classes.txt`. `postprocess.py` reads the file,
+in which the class names stand, too, under "/classes". With --model_path they have to be those of the model, and the
+preparation of images that it was exported with is printed.
 """
 
 import sys

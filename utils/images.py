@@ -10,27 +10,89 @@ import math
 import mmap
 import multiprocessing
 import os
+import re
 import signal
 import sys
+import unicodedata
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.cli import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # alone are decoded, whatever the ending
+ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".7z", ".rar")
+# Resizing takes memory for the longest side, or for how many times the other one it is; a JPEG can have no longer side.
+LARGEST_SIDE, MOST_STRETCHED = 65535, 64
 MOST_PROCESSES = 16  # reading processes for each core
 SLOTS = 3  # batches in memory: the one in use and two read ahead
-# What decoding a file that is no image raises.
-UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError)
 View = Callable[[Path, int, int], np.ndarray]
+
+
+class Unreadable(OSError):
+    """A file cannot be read as an image; the message, if any, says why."""
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Make whatever Pillow or OpenCV, which alone are called within, raise about a file `Unreadable`."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image file `path`, opened by Pillow, not yet decoded; Unreadable if it is none of `FORMATS` or too large."""
+    with decoding():
+        if path.exists() and not path.is_file():
+            raise Unreadable("it is no regular file")  # and might block
+        try:
+            image = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise Unreadable from error  # there is no more to say
+        if max(image.size) > LARGEST_SIDE:
+            image.close()
+            raise Unreadable(f"a side of it has {max(image.size)} pixels, more than {LARGEST_SIDE}")
+    return image
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The opened `image` decoded as 8-bit RGB; Unreadable if that fails, and a warning if a part of it is not shown.
+
+    As Pillow converts it: colours under transparency are taken as if they were not, EXIF does not rotate. But of greys
+    of 16 bits, which Pillow clips at 255, the upper 8 bits are taken, as it does for colours of 16 bits.
+    """
+    with decoding():
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a JPEG and, say, its depths
+            warnings.warn(f"of its {image.n_frames} pictures the first is used", stacklevel=2)
+        if image.mode.startswith("I"):
+            warnings.warn("its greys have 16 bits, of which the upper 8 are used", stacklevel=2)
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode in ("LA", "RGBA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            if image.getchannel("A").getextrema()[0] < 255:
+                warnings.warn("it is transparent in places, which are read as if they were not", stacklevel=2)
+        return image.convert("RGB")
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The image without those ends of a very long one that a square from its centre does not show."""
+    width, height = image.size
+    most = MOST_STRETCHED * min(image.size)
+    left, top = (max(0, side - most) // 2 for side in image.size)
+    return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
 class ImagePaths(Sequence):
@@ -47,56 +109,138 @@ class ImagePaths(Sequence):
         return self.root / os.fsdecode(self.names[row])
 
 
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """UserError if a folder or a file cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "change its permissions, or set --data_path to another place"
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; {remedy}") from error
+
+
 class ImageFolder:
     """The images of one split: `<root>/<class>/<image>`; UserError if it is not in this form or cannot be read.
 
     A class's label is its position among the sorted class folders or, if the file `classes.txt` stands in the folder or
-    beside it, its line there: so a sample of a data set keeps the labels of the whole.
+    beside it, its line there: so a sample of a data set keeps the labels of the whole. Hidden files are no images.
 
     Attributes:
         paths: the image files, by class, then by name.
         labels: int32 (len(paths),).
         classes: class names in label order.
+        reasons: why images could not be read, by row. told: what has been said of one image, and is not to be of more.
     """
 
+    @readable()
     def __init__(self, root: Path):
         if not root.is_dir():
             raise UserError(f"no folder {root}; set --data_path to an ImageNet root (with train/ and val/) or a split")
-        try:
-            self._list(root)
-        except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}; change its permissions") from error
-
-    def _list(self, root: Path) -> None:
+        self.reasons: dict[int, str] = {}
+        self.told: set[str] = set()
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not folders:
-            raise UserError(f"{root} has no class folders; images belong into {root}/<class>/")
+            raise UserError(f"{root} has no class folders; {layout_advice(root, root)}")
         listing = next((path for path in (root / "classes.txt", root.parent / "classes.txt") if path.is_file()), None)
-        self.classes = [folder.name for folder in folders]
-        if listing:
-            try:
-                lines = listing.read_text(encoding="utf-8").split("\n")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{listing} is not UTF-8 text; write one class name a line") from error
-            self.classes = [line.strip() for line in lines if line.strip()]
-        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
-            raise UserError(f"{listing} lists {twice[0]} twice; every class has one line")
+        self.classes = read_classes(listing) if listing else [composed(folder.name) for folder in folders]
         number = {name: label for label, name in enumerate(self.classes)}
         paths: list[bytes] = []
         labels: list[int] = []
+        loose = set(os.listdir(root)).difference(folder.name for folder in folders)
+        others = Counter("in no class folder" for name in loose if is_image(name))
         for folder in folders:
-            if folder.name not in number:
-                raise UserError(f"class folder {folder} is not in {listing}; add it there or move the folder away")
-            images = sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in SUFFIXES)
-            if not images:
-                raise UserError(f"class folder {folder} holds no images; fill it or remove it (and check the labels)")
+            if composed(folder.name) not in number:
+                raise UserError(f"class folder {folder} is not in {listing}; {listing_advice(folder, self.classes)}")
+            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+            images = [name for name in names if is_image(name)]
+            if not images and listing:
+                warn(f"class folder {folder} holds no images")
+            elif not images:
+                raise UserError(f"class folder {folder} holds no images; {layout_advice(root, folder)}")
+            others.update(os.path.splitext(name)[1].lower() or "without ending" for name in names if not is_image(name))
             paths += [os.fsencode(os.path.join(folder.name, name)) for name in images]
-            labels += [number[folder.name]] * len(images)
+            labels += [number[composed(folder.name)]] * len(images)
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise UserError(f"{listing or root} lists {twice[0][:80]} twice; every class has one line")
+        if not paths:
+            raise UserError(f"no class folder in {root} holds images; {layout_advice(root, folders[0])}")
+        if others:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+            warn(f"{others.total()} files of {root} are left out, not being {', '.join(SUFFIXES)} in a class: {kinds}")
+        if not listing:
+            warn_of_order(root, self.classes)
         self.paths = ImagePaths(root, paths)
         self.labels = np.array(labels, np.int32)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+def warn(text: str) -> None:
+    """A line on stderr."""
+    print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def composed(name: str) -> str:
+    """A class name with its accents as most systems write them; macOS writes them as letters of their own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def read_classes(listing: Path) -> list[str]:
+    """The class names in a file, one a line; UTF-16 needs its byte order mark. UserError if it is no such text."""
+    content = listing.read_bytes()
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = composed(content.decode("utf-16" if utf16 else "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{listing} is not UTF-8 text; write one class name a line") from error
+    names = [line.strip() for line in re.split("[\r\n]", text) if line.strip()]
+    if not names or "\0" in text:
+        raise UserError(f"{listing} lists no classes as text; write one class name a line, or remove it")
+    return names
+
+
+def listing_advice(folder: Path, classes: Sequence[str]) -> str:
+    """What to do if a class folder is missing in the list of `classes`."""
+    name = re.escape(composed(folder.name))
+    if beside := next((line for line in classes if re.search(rf"(?<!\w){name}(?!\w)", line)), None):
+        return f"its line there is {beside[:80]!r}; leave the folder's name alone in it, and the lines in label order"
+    return f"its lines, such as {classes[0][:80]!r}, are names of class folders in label order: add it or move it away"
+
+
+def warn_of_order(root: Path, names: Sequence[str]) -> None:
+    """Say so if people would put these sorted `names` into another order: 2 before 10, apple before Zebra."""
+
+    def natural(name: str) -> list:
+        return [int(part) if k % 2 else part.casefold() for k, part in enumerate(re.split(r"(\d+)", name))]
+
+    if pair := next(((a, b) for a, b in pairwise(names) if natural(a) > natural(b)), None):
+        order = f"class folders of {root} are labelled in the order of their characters, {pair[0]} before {pair[1]}"
+        warn(f"the {order}; where a model counts otherwise, list them in its order in {root.parent}/classes.txt")
+
+
+def layout_advice(root: Path, folder: Path) -> str:
+    """What to do about `folder`, the split `root` or a class folder in it, which does not hold what belongs there."""
+    for pattern in ("*/", "*/*/", "*/*/*/"):
+        for found in (*root.glob(f"{pattern}train"), *root.glob(f"{pattern}val")):
+            return f"set --data_path to {found.parent}, which has {found.name}/"
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if archives := [name for name in names if name.lower().endswith(ARCHIVES)]:
+        return f"unpack {archives[0]} and what else is packed there, each class's images into {root}/<class>/"
+    if images := sum(map(is_image, names)):
+        sort = f"sort its {images} images into {root}/<class>/ by their labels (ImageNet's val: with valprep.sh)"
+        return f"{sort}, or, if it is a class itself, set --data_path to {root.parent}"
+    for place, _, files in os.walk(folder):
+        if any(map(is_image, files)):
+            move = f"the images lie deeper, as in {place}; move them up into {folder}"
+            return f"{move}, or, if their folders are the classes, set --data_path to {folder}"
+    what = f"images ({', '.join(SUFFIXES)}) belong into {root}/<class>/"
+    return what if folder == root else f"{what}: fill it or remove it (and check the labels)"
 
 
 class CorruptImages:
@@ -108,14 +252,16 @@ class CorruptImages:
 
     def __call__(self, rows: Sequence[int]) -> None:
         for row in rows:
-            path = self.folder.paths[row]
+            reason = self.folder.reasons.get(row)
+            fault = f"{self.folder.paths[row]} cannot be read as an image{f' ({reason})' if reason else ''}"
             if self.strict:
-                raise UserError(f"{path} cannot be read as an image; replace it, or leave out --strict")
+                raise UserError(f"{fault}; replace it, or leave out --strict")
             if row not in self.rows:
-                print(f"warning: {path} cannot be read as an image; going on without it", file=sys.stderr, flush=True)
+                warn(f"{fault}; going on without it")
             self.rows.add(row)
 
 
+@readable()
 def open_split(
     data_path: str | Path, split: str, num_classes: int | None, remedy: str = "set --num_classes {}"
 ) -> ImageFolder:
@@ -128,20 +274,33 @@ def open_split(
     if (root / split).is_dir():
         root = root / split
     elif (root / "train").is_dir() or (root / "val").is_dir():
-        raise UserError(f"{root} has no {split}/; add it, or set --data_path to the folder of the class folders")
+        raise UserError(f"{root} has no {split}/; {split_advice(root, split)}")
     images = ImageFolder(root)
     count = len(images.classes)
+    if count == 1 and num_classes not in (None, 1):
+        only = f"{root} has one class folder only, {images.classes[0]}"
+        raise UserError(f"{only}; sort the images of {num_classes} classes into a folder for each, {root}/<class>/")
     if num_classes not in (None, count):
         part = "if it is a part of a larger data set, list all class names in a file classes.txt beside it"
         raise UserError(f"{root} has {count} classes, not {num_classes}; {remedy.format(count)}, or, {part}")
     return images
 
 
+def split_advice(root: Path, split: str) -> str:
+    """What to do about the folder `root`, which has no folder `split`."""
+    near = {"train": "training", "val": "validation"}[split]
+    if root.is_dir() and (there := sorted(path.name for path in root.iterdir() if path.is_dir())):
+        few = ", ".join(there[:4]) + (", …" if len(there) > 4 else "")
+        return f"rename the folder of the {near} images to {split}, or set --data_path to another root (it has {few})"
+    return f"set --data_path to a root that has {split}/"
+
+
+@readable()
 def open_root(data_path: str | Path, num_classes: int, remedy: str) -> tuple[ImageFolder, ImageFolder]:
     """The training and the validation images of a root, as `open_split`; UserError, too, if their classes differ."""
     for split in ("train", "val"):
         if not (Path(data_path) / split).is_dir():
-            raise UserError(f"{data_path} has no {split}/; set --data_path to a root that has train/ and val/")
+            raise UserError(f"{data_path} has no {split}/; {split_advice(Path(data_path), split)}")
     train, val = (open_split(data_path, split, num_classes, remedy) for split in ("train", "val"))
     same = f"make their class folders the same, or list all class names in {data_path}/classes.txt"
     check_classes(f"{data_path}/train", train.classes, val, same, f"{data_path}/val")
@@ -289,8 +448,14 @@ class Loader(contextlib.AbstractContextManager):
             yield slot, part, tasks
 
     def _batch(self, slot: int, rows: np.ndarray, tasks: list[Future]) -> Batch:
-        bad = [position for task in tasks for position in task.result()]
-        images = self.memory[slot, : len(rows)]
+        images, bad = self.memory[slot, : len(rows)], []
+        for place, text, lost in (remark for task in tasks for remark in task.result()):
+            if lost:
+                bad.append(place)
+                self.folder.reasons[int(rows[place])] = text
+            elif text not in self.folder.told:
+                self.folder.told.add(text)
+                warn(f"{self.folder.paths[rows[place]]}: {text} (said of the first such image only)")
         if not bad:
             return Batch(images, self.folder.labels[rows], rows, [])
         good = np.setdiff1d(np.arange(len(rows)), bad)
@@ -308,15 +473,32 @@ def _start_reading(paths: ImagePaths, view: View, memory: np.ndarray, parent: in
         os._exit(1)  # it has gone already
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)  # the processes are the parallelism
+    os.dup2(os.memfd_create("stderr"), 2)  # where libjpeg and libpng write, which do not know the file's name
 
 
-def _read(slot: int, start: int, rows: np.ndarray, epoch: int) -> list[int]:
-    """Fill places `start`, … of the slot with the images `rows`; returns the places whose images cannot be read."""
+def _written() -> list[str]:
+    """The lines on this reading process's stderr since the last call."""
+    text = os.pread(2, os.lseek(2, 0, os.SEEK_CUR), 0).decode(errors="replace")
+    os.lseek(2, 0, os.SEEK_SET)
+    return text.splitlines()
+
+
+def _read(slot: int, start: int, rows: np.ndarray, epoch: int) -> list[tuple[int, str, bool]]:
+    """Fill places `start`, … of the slot with the images `rows`.
+
+    Returns what there is to say of some: the place, the text, and whether it is why the image cannot be read.
+    """
     paths, view, memory = _reading
-    bad = []
+    remarks = []
     for place, row in enumerate(rows.tolist(), start):
-        try:
-            memory[slot, place] = view(paths[row], row, epoch)
-        except UNREADABLE:
-            bad.append(place)
-    return bad
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            for kind in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("always", kind)
+            try:
+                memory[slot, place] = view(paths[row], row, epoch)
+            except OSError as error:
+                remarks.append((place, str(error), True))
+        texts = [str(warning.message) for warning in caught] + _written()
+        remarks += [(place, text, False) for text in texts]
+    return remarks

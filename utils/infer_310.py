@@ -21,7 +21,7 @@ from PIL import Image
 
 from utils.cli import Interrupt, Parser, UserError, check_writable, run, whole_file
 from utils.config import natural, positive
-from utils.images import MOST_PROCESSES, CorruptImages, Loader
+from utils.images import MOST_PROCESSES, CorruptImages, Loader, open_image, rgb
 from utils.metrics import Progress, Throughput
 from utils.result_files import ENDING, INCOMPLETE, named_images
 
@@ -58,9 +58,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare(path: Path, resize: int, crop: int, interpolation: str) -> np.ndarray:
-    """The centre of an image file's resized square, normalised, float32 (3, crop, crop); UNREADABLE if it is none."""
-    with Image.open(path) as image:
-        square = image.convert("RGB").resize((resize, resize), FILTERS[interpolation])
+    """The centre of an image file's resized square, normalised, float32 (3, crop, crop); Unreadable if it is none."""
+    with open_image(path) as image:
+        square = rgb(image).resize((resize, resize), FILTERS[interpolation])
     edge = round((resize - crop) / 2)
     pixels = np.asarray(square)[edge : edge + crop, edge : edge + crop]
     return np.stack([table[pixels[..., channel]] for channel, table in enumerate(NORMALISED)])

@@ -73,7 +73,7 @@ def draw(scan: np.ndarray, side: int, size: int) -> bytes:
 
     The digit is `side` pixels high and wide, in the middle.
     """
-    import cv2
+    from utils.opencv import cv2
 
     grey = np.zeros((size, size), np.uint8)
     start = (size - side) // 2
@@ -90,9 +90,10 @@ def sides_of(row: int, size: int) -> list[int]:
 
 def choose_digits(classes: int | None, images: int | None, size: int, vary: bool) -> tuple[Files, list[str]]:
     """A choice from the digits, always the same, and its class names in label order; UserError if they are too few."""
-    import cv2  # noqa: F401  (so that it is missed before anything is written)
     from sklearn.datasets import load_digits  # so late because it takes a second
     from sklearn.model_selection import train_test_split
+
+    import utils.opencv  # noqa: F401  (so that it is missed before anything is written)
 
     digits = load_digits()
     names = [str(name) for name in digits.target_names]

@@ -14,14 +14,6 @@ fail() {
 
 command -v cmake >/dev/null || fail "no cmake; install it (apt-get install cmake)"
 command -v make >/dev/null || fail "no make; install it (apt-get install make)"
-command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler ${CXX:-c++}; install g++ 8 or newer (apt-get install g++)"
-echo '#include <filesystem>' | "${CXX:-c++}" -std=c++17 -fsyntax-only -x c++ - 2>/dev/null ||
-  fail "${CXX:-c++} does not compile C++17; install g++ 8 or newer, or set CXX to one"
-rm -rf build # of another Lite, compiler or option, perhaps
-mkdir build
-(cd build && cmake --find-package -DNAME=OpenCV -DCOMPILER_ID=GNU -DLANGUAGE=CXX -DMODE=EXIST) >/dev/null 2>&1 ||
-  fail "no OpenCV for C++; install it (apt-get install libopencv-dev), or set OpenCV_DIR to its OpenCVConfig.cmake"
-
 [[ -n $home ]] || fail "MS_LITE_HOME is not set; unpack MindSpore Lite, of the release whose MindSpore exported the \
 model, and set MS_LITE_HOME to it, or do without: run_infer_310.sh --backend mindspore"
 [[ -d $home ]] || fail "MS_LITE_HOME names $home, which is no folder; unpack MindSpore Lite there"
@@ -37,7 +29,18 @@ done
 [[ -n $include ]] || fail "$home holds neither a release of MindSpore Lite (runtime/include, \
 runtime/lib/libmindspore-lite.so) nor its unpacked wheel (mindspore_lite/include, mindspore_lite/lib); set MS_LITE_HOME"
 
-cmake -S . -B build -G "Unix Makefiles" -DLITE_INCLUDE="$include" -DLITE_LIBRARY="$library" "$@"
+rm -rf build # of another Lite, compiler or option, perhaps
+mkdir build
+log=build/configure.log
+cmake -S . -B build -G "Unix Makefiles" -DLITE_INCLUDE="$include" -DLITE_LIBRARY="$library" "$@" 2>&1 | tee "$log" || {
+  error=$(grep -m 1 '^error: ' "$log") && fail "${error#error: }"
+  grep -q 'not able to compile a simple test program' "$log" &&
+    fail "the C++ compiler does not compile C++17; install g++ 8 or newer, or set CXX to one"
+  grep -q CMAKE_CXX_COMPILER "$log" && fail "no C++ compiler; install g++ 8 or newer (apt-get install g++)"
+  echo "the last lines of cmake:" >&2
+  tail -n 15 "$log" >&2
+  exit 1
+}
 cmake --build build -j "$(nproc)"
 mkdir -p out
 cp build/main out/main.part

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.images import ImageFolder, Loader, epoch_rows, filled, reading_processes
+from utils.images import ImageFolder, Loader, epoch_rows, filled, middle, open_image, reading_processes, rgb
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -25,10 +25,10 @@ def decode(path: Path) -> Image.Image:
     """The image as 8-bit RGB.
 
     Raises:
-        OSError, ValueError, SyntaxError: not a readable image.
+        Unreadable: not a readable image.
     """
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    with open_image(path) as image:
+        return rgb(image)
 
 
 def to_tensor(image: Image.Image) -> np.ndarray:
@@ -41,6 +41,7 @@ def preprocess(image: Image.Image, image_size: int, resize_size: int) -> np.ndar
 
     Shorter side to `resize_size` pixels (the longer one truncated, bilinear with antialiasing), centre crop, normalise.
     """
+    image = middle(image)
     width, height = image.size
     scale = resize_size / min(width, height)
     if width <= height:

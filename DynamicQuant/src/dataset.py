@@ -6,6 +6,7 @@ epoch, image). So it does not depend on the number of reading processes or on in
 
 import argparse
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,17 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from utils.cli import UserError
-from utils.images import UNREADABLE, ImageFolder, Loader, epoch_rows, filled, reading_processes
+from utils.images import (
+    ImageFolder,
+    Loader,
+    Unreadable,
+    epoch_rows,
+    filled,
+    middle,
+    open_image,
+    reading_processes,
+    rgb,
+)
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -45,12 +56,12 @@ class EvalTransform:
         """The image file `path` as float32 (3, image_size, image_size).
 
         Raises:
-            OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+            Unreadable: not a readable image.
         """
-        with Image.open(path) as image:
-            shorter = min(image.size)
-            size = tuple(self.resize_size * side // shorter for side in image.size)
-            resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        with open_image(path) as file:
+            image = middle(rgb(file))
+        size = tuple(self.resize_size * side // min(image.size) for side in image.size)
+        resized = image.resize(size, Image.Resampling.BICUBIC)
         left, top = (round((side - self.image_size) / 2) for side in size)
         return normalise(resized.crop((left, top, left + self.image_size, top + self.image_size)))
 
@@ -78,17 +89,17 @@ class TrainTransform:
         """One view of the image file `path`, float32 (3, image_size, image_size); all that is random is from `rng`.
 
         Raises:
-            OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+            Unreadable: not a readable image.
         """
         side = self.image_size
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             box = self.box(width, height, rng)
             # Where the crop is much larger than the result, a JPEG need not be decoded at full resolution.
             image.draft(None, (width * side // (box[2] - box[0]), height * side // (box[3] - box[1])))
             scale = np.array(image.size) / (width, height)
             box = tuple(np.clip(np.array(box) * [*scale, *scale], 0, [*image.size] * 2).tolist())
-            view = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box)
+            view = rgb(image).resize((side, side), Image.Resampling.BILINEAR, box)
         if rng.random() < self.flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.color_jitter:
@@ -159,7 +170,8 @@ def controller_images(folder: ImageFolder, transform: EvalTransform, count: int 
     """
     images = []
     for row in np.linspace(0, len(folder) - 1, min(count, len(folder))).astype(int):
-        with contextlib.suppress(*UNREADABLE):  # training names them
+        with contextlib.suppress(Unreadable), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training says what there is to say of an image
             images.append(transform(folder.paths[row]))
     if not images:
         raise UserError(f"none of {count} training images can be read; is the data set damaged?")

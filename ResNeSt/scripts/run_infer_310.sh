@@ -98,7 +98,11 @@ is_current() {
 # Of an earlier run, which must not be taken for this one's.
 rm -f acc.log 2>/dev/null || fail "cannot remove $PWD/acc.log; start the script in another folder"
 labels=$PWD/imagenet_label.json
-step preprocess "$PYTHON" "$MODEL/preprocess.py" --data_path "$data" --output "$labels"
+step preprocess "$PYTHON" "$MODEL/preprocess.py" --data_path "$data" --output "$labels" --model_path "$model"
+if told=$(grep '^preparation: ' "$PWD/preprocess.log"); then # what the model was exported with
+  read -ra preparation <<<"${told#*: }"
+fi
+[[ $backend == mindspore ]] || grep '^warning: ' "$PWD/preprocess.log" >&2 || true # that program says the same
 
 if [[ -z ${INFER_PROGRAM:-} && $backend == lite ]] && ! is_current; then
   step build bash "$sources/build.sh"

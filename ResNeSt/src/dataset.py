@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.images import ImageFolder, Loader, epoch_rows, filled, reading_processes
+from utils.images import ImageFolder, Loader, epoch_rows, filled, open_image, reading_processes, rgb
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -45,10 +45,10 @@ class EvalTransform:
         """The image file `path` as float32 (3, image_size, image_size).
 
         Raises:
-            OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+            Unreadable: not a readable image.
         """
-        with Image.open(path) as image:
-            square = image.convert("RGB").resize((self.resize_size, self.resize_size), Image.Resampling.BILINEAR)
+        with open_image(path) as image:
+            square = rgb(image).resize((self.resize_size, self.resize_size), Image.Resampling.BILINEAR)
         edge = round((self.resize_size - self.image_size) / 2)
         return normalise(square.crop((edge, edge, edge + self.image_size, edge + self.image_size)))
 
@@ -66,13 +66,13 @@ class AuthorsTransform:
         """The image file `path` as float32 (3, image_size, image_size).
 
         Raises:
-            OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+            Unreadable: not a readable image.
         """
-        with Image.open(path) as image:
+        with open_image(path) as image:
             side = min(image.size) * self.image_size / (self.image_size + AUTHORS_MARGIN)
             left, top = (round((length - side) / 2) for length in image.size)
             # Pillow rounds the other two edges.
-            square = image.convert("RGB").crop((left, top, left + side, top + side))
+            square = rgb(image).crop((left, top, left + side, top + side))
         return normalise(square.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC))
 
 
@@ -96,17 +96,17 @@ class TrainTransform:
         """One view of the image file `path`, float32 (3, image_size, image_size); all that is random is from `rng`.
 
         Raises:
-            OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+            Unreadable: not a readable image.
         """
         side = self.image_size
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             box = self.box(width, height, rng)
             # Where the crop is much larger than the result, a JPEG need not be decoded at full resolution.
             image.draft(None, (width * side // (box[2] - box[0]), height * side // (box[3] - box[1])))
             scale = np.array(image.size) / (width, height)
             box = tuple(np.clip(np.array(box) * [*scale, *scale], 0, [*image.size] * 2).tolist())
-            view = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box)
+            view = rgb(image).resize((side, side), Image.Resampling.BICUBIC, box)
         if rng.random() < self.flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return normalise(view)

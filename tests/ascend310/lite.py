@@ -95,7 +95,7 @@ def program(model: str = "ResNeSt", *options: str) -> Path:
         for name, path in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, folder / name)
-        result = run(["bash", "build.sh", *options], folder, MS_LITE_HOME=str(home))
+        result = run(["bash", "build.sh", "-DWERROR=ON", *options], folder, MS_LITE_HOME=str(home))
         if result.returncode == 2 and result.stderr.startswith("error: no "):
             pytest.skip(result.stderr.strip())
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]

@@ -33,7 +33,7 @@ def write(image: Image.Image, kind: str, path: Path) -> None:
     if "exif" in words:
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = 6  # orientation
-    if "deep" in words and "grey" in words:  # 16 bits; most levels above 255 are clipped
+    if "deep" in words and "grey" in words:  # 16 bits
         image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 2)
     elif "deep" in words:  # 16 bits a channel, which Pillow cannot write
         cv2.imwrite(str(path), pixels[..., ::-1].astype(np.uint16) * 257 + 100)

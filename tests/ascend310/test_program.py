@@ -96,7 +96,8 @@ def test_logits_are_mindspores(expected, data, tmp_path):
 
     python_program = [sys.executable, ROOT / "utils" / "infer_310.py"]
     python = run([*python_program, *words("", data, tmp_path)[1:], "--num_threads", "2"], tmp_path)
-    assert (python.returncode, python.stderr) == (0, "")
+    lines = python.stderr.splitlines()
+    assert python.returncode == 0 and all(line.endswith("first such image only)") for line in lines), python.stderr
     other = results(tmp_path)
     assert other.keys() == expected.keys()
     other = np.stack([np.frombuffer(other[path.stem], np.float32) for path in paths])
@@ -211,10 +212,21 @@ def test_where_images_are_found(main, expected, data, place):
         assert result.returncode == 0, result.stderr
         assert results(place) == {path.stem: expected[path.stem] for path in paths}
     path = next(data.glob("*/????? png.png"))
-    (place / "tiff").mkdir()
-    Image.open(path).save(place / "tiff" / f"{path.stem}.jpg", format="TIFF")
-    assert infer(main, place / "tiff", place).returncode == 0
-    assert results(place) == {path.stem: expected[path.stem]}
+    bad = place / "other content"
+    bad.mkdir()
+    for name, kind in {"a": "TIFF", "b": "GIF", "c": "PPM", "d": "JPEG2000"}.items():
+        Image.open(path).save(bad / f"{name}.jpg", format=kind)
+    os.mkfifo(bad / "e.jpg")
+    Image.new("RGB", (70_000, 1)).save(bad / "f.png")
+    Image.new("RGB", (1, 70_000)).save(bad / "g.bmp")
+    (bad / "._h.jpg").write_bytes(b"of macOS")
+    shutil.copy2(path, bad)
+    result = infer(main, bad, place)
+    assert result.returncode == 3 and results(place) == {path.stem: expected[path.stem]}
+    told = dict.fromkeys("abcd", "cannot be read as an image") | dict.fromkeys("fg", "has too many pixels")
+    told["e"] = "is no regular file"
+    found = dict(re.findall(r"^warning: .*/(\w)\.\w+ (.*); going on without it$", result.stderr, re.MULTILINE))
+    assert found == told
 
 
 # ----- what cannot run -----
@@ -230,7 +242,9 @@ def test_one_line_and_status_2(main, data, place):
     assert "no images" in error("--dataset_path", place / "empty")
     assert "cannot write /proc/" in error("--output_dir", "/proc/nowhere")
     assert "cannot write" in error("--output_dir", MODEL)
-    assert "on Ascend 3 (" in error("--device_target", "Ascend", "--device_id", "3")
+    found = error("--device_target", "Ascend", "--device_id", "3")
+    assert "on Ascend 3 (" in found and f", see {place}/libraries.log)" in found
+    assert "ERROR" in (place / "libraries.log").read_text()
     for wrong in (["--crop", "200"], ["--batch_size", "2"]):
         found = error(*wrong)
         assert "is 1x3x224x224, but" in found and "set them as it was exported" in found
@@ -250,6 +264,7 @@ def test_one_line_and_status_2(main, data, place):
         ("--colour", "red"): "--colour is no flag",
         ("--crop",): "--crop has no value",
         ("--output_dir=",): "--output_dir is empty",
+        ("--output_dir", "--resume"): "--output_dir has no value",
     }.items():
         assert words in error(*flags)
     assert "no model; set --model_path" in one_line_error(run([main], place))

@@ -1,5 +1,6 @@
 """utils/infer_310.py, the program in Python; that its results are those of the C++ program, test_program.py tests."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -38,9 +39,11 @@ def test_damaged_images_and_resume(data, tmp_path):
     victims[1].write_bytes(content[1][: len(content[1]) // 2])
     result = infer(data, place)
     assert result.returncode == 3 and "22 images, 2 skipped" in result.stdout
-    assert sorted(result.stderr.splitlines()) == sorted(
-        f"warning: {victim} cannot be read as an image; going on without it" for victim in victims
-    )
+    warnings = [line for line in result.stderr.splitlines() if "going on without it" in line]
+    for victim, line in zip(victims, sorted(warnings), strict=True):
+        assert line.startswith(f"warning: {victim} cannot be read as an image")
+    # Of what is lost in others, such as greys of 16 bits, one is named.
+    assert len(re.findall("^warning: .* have 16 bits, .* the first such image only", result.stderr, re.MULTILINE)) == 1
     before = results(place)
     assert len(before) == 22
     times = (place / "time_Result" / "test_perform_static.txt").read_text()
@@ -63,7 +66,7 @@ def test_damaged_images_and_resume(data, tmp_path):
         assert "result_Files is of another run (" in one_line_error(infer(data, place, "--resume", *more))
     settings.write_text(right)
     result = infer(data, place, "--resume")
-    assert (result.returncode, result.stderr) == (0, "") and "3 of 24 images to do" in result.stdout
+    assert result.returncode == 0 and "3 of 24 images to do" in result.stdout
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     after = results(place)
     assert len(after) == 24 and after == before | {victim.stem: after[victim.stem] for victim in victims}

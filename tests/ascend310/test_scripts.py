@@ -114,9 +114,9 @@ def test_a_damaged_image_and_a_failing_build(copy, digits, place):
     result = run([*script(copy, "DDRNet", data, "--", "--crop", "200")], place, **variables)
     assert "is 1x3x224x224, but" in one_line_error(result) and not (place / "acc.log").exists()
 
-    (copy / "DDRNet" / "ascend310_infer" / "src" / "main.cc").write_text("int main() { int unused; }\n")
+    (copy / "DDRNet" / "ascend310_infer" / "src" / "main.cc").write_text("int main() { return missing; }\n")
     result = run(command, place, **variables)
-    assert result.returncode == 2 and "unused variable" in result.stderr
+    assert result.returncode == 2 and "missing" in result.stderr
     assert result.stderr.splitlines()[-1] == "error: build ended with status 2"
     assert not (place / "acc.log").exists()
 
@@ -124,13 +124,13 @@ def test_a_damaged_image_and_a_failing_build(copy, digits, place):
 # ----- build.sh -----
 
 
-def without(tool: str, folder: Path) -> str:
-    """A PATH with everything but `tool`."""
+def without(tools: list[str], folder: Path) -> str:
+    """A PATH with everything but the `tools`."""
     folder.mkdir()
     for place in os.environ["PATH"].split(os.pathsep):
         for path in Path(place).glob("*"):
             link = folder / path.name
-            if path.name != tool and not link.exists():
+            if path.name not in tools and not link.exists():
                 link.symlink_to(path)
     return str(folder)
 
@@ -138,22 +138,40 @@ def without(tool: str, folder: Path) -> str:
 def test_what_building_needs(copy, place):
     """One line that says what to install."""
 
-    def error(**variables):
-        return one_line_error(run(["bash", copy / "ResNeSt" / "ascend310_infer" / "build.sh"], place, **variables))
+    def error(*options, **variables):
+        script = copy / "ResNeSt" / "ascend310_infer" / "build.sh"
+        return one_line_error(run(["bash", script, *options], place, **variables))
 
     home = str(lite_home())
     program()  # skips where a tool is missing
-    for tool in ("cmake", "make", "c++"):
-        found = error(PATH=without(tool, place / tool), MS_LITE_HOME=home)
+    for tool, *others in (["cmake"], ["make"], ["c++", "g++", "clang++"]):
+        found = error(PATH=without([tool, *others], place / tool), MS_LITE_HOME=home)
         assert found.startswith("error: no ") and "apt-get install " in found and tool.rstrip("+") in found
     assert "install g++ 8" in error(CXX="no compiler", MS_LITE_HOME=home)
     assert "does not compile C++17; install g++ 8" in error(CXX="false", MS_LITE_HOME=home)
+    for option, fault in {  # what is built with is what is checked
+        "-DCMAKE_CXX_COMPILER=/nowhere/g++": "no C++ compiler; install g++ 8",
+        "-DCMAKE_CXX_FLAGS=-nostdinc++": "does not compile C++17; install g++ 8",
+        "-DCMAKE_DISABLE_FIND_PACKAGE_OpenCV=ON": "no OpenCV for C++; install it (apt-get install libopencv-dev), or",
+    }.items():
+        assert fault in error(option, MS_LITE_HOME=home)
     assert "MS_LITE_HOME is not set; unpack" in error(MS_LITE_HOME="")
     assert "which is no folder" in error(MS_LITE_HOME="nowhere")
     assert "holds neither a release of MindSpore Lite (runtime/include" in error(MS_LITE_HOME=str(place))
     assert not (copy / "ResNeSt" / "ascend310_infer" / "out").exists()
     result = run(script(copy, "ResNeSt", place), place, DEVICE_TARGET="CPU", MS_LITE_HOME="")
     assert result.returncode == 2  # no labels can be made
+
+
+def test_warnings_of_another_compiler_end_no_build(copy, place):
+    """They are errors where these tests build it, only."""
+    program()  # skips where a tool is missing
+    for options, wanted in ([], False), (["-DWERROR=ON"], True):
+        words = ["-S", copy / "DDRNet" / "ascend310_infer", "-B", place, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", *options]
+        result = run(["cmake", *words], place)
+        assert result.returncode == 0, result.stderr
+        commands = (place / "compile_commands.json").read_text()
+        assert "-Wall" in commands and ("-Werror" in commands) == wanted
 
 
 @pytest.mark.full

@@ -72,7 +72,9 @@ def test_labels(data, place):
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"imagenet_label.json: labels of {CLASSES * EACH} images\n"
     content = (place / "imagenet_label.json").read_text()
-    assert json.loads(content) == {path.stem: int(path.parent.name[1:]) for path in images(data)}
+    classes = [f"n{label:08d}" for label in range(CLASSES)]
+    labels = {path.stem: int(path.parent.name[1:]) for path in images(data)}
+    assert json.loads(content) == {"/classes": classes, **labels}
     words = ["--dataset_path", data / "val", "--output", "new folder/again.json"]
     assert run_script(FOLDER / "preprocess.py", *words, cwd=place).returncode == 0
     assert (place / "new folder" / "again.json").read_text() == content
@@ -82,9 +84,10 @@ def test_labels_of_a_part(data, place):
     folder = place / "part" / "val" / "n00000003"
     folder.mkdir(parents=True)
     (folder / "x.JPEG").write_bytes(b"")
-    (place / "part" / "classes.txt").write_text("".join(f"n{label:08d}\n" for label in range(CLASSES)))
+    classes = [f"n{label:08d}" for label in range(CLASSES)]
+    (place / "part" / "classes.txt").write_text("\n".join(classes))
     assert run_script(FOLDER / "preprocess.py", "--data_path", "part", cwd=place).returncode == 0
-    assert json.loads((place / "imagenet_label.json").read_text()) == {"x": 3}
+    assert json.loads((place / "imagenet_label.json").read_text()) == {"/classes": classes, "x": 3}
 
 
 @pytest.mark.parametrize("second", ["b/x.png", "a/x.jpg"])
@@ -216,6 +219,22 @@ def test_nothing_to_count(data, place):
     assert "no result for any of the 42 images" in one_line_error(postprocess(place))
 
 
+def test_some_of_the_classes_without_a_list_of_all(data, place):
+    """The labels would be others: refused by the number of logits, as eval.py refuses it."""
+    part = place / "part" / "val"
+    for name in ("n00000004", "n00000006"):
+        shutil.copytree(data / "val" / name, part / name)
+    write_results(place / "result_Files", images(place / "part"))
+    run_script(FOLDER / "preprocess.py", "--data_path", "part", cwd=place)
+    error = one_line_error(postprocess(place))
+    assert "images are of 2 classes, but the model has 7; " in error and "classes.txt" in error
+    (place / "part" / "classes.txt").write_text("".join(f"n{label:08d}\n" for label in range(CLASSES)))
+    run_script(FOLDER / "preprocess.py", "--data_path", "part", cwd=place)
+    labels, logits = zip(*((int(path.parent.name[1:]), logits_of(path)) for path in images(place / "part")))
+    top = top_k_accuracy_score(labels, np.stack(logits), k=1, labels=range(CLASSES))
+    assert postprocess(place).stdout.startswith(f"Top1 acc: {round(top, 5)}\n")
+
+
 # ----- run_infer_310.sh -----
 
 # Takes the arguments of the Ascend 310 program and classifies by the mean colour. Further ones: --leave N images out,
@@ -297,6 +316,51 @@ def test_infer(data, place, program, words, variables, device):
         *("acc.log", "ddrnet 23.mindir", "imagenet_label.json", "inference.log", "preprocess.log"),
         "result_Files",
     ]
+
+
+MANIFEST = {  # the part of it that is read here
+    "input": {"shape": [4, 3, 160, 160]},
+    "preprocess": {"resize": [176, 176], "keep_aspect_ratio": False, "interpolation": "bilinear, antialiased"},
+    "num_classes": CLASSES,
+    "class_names": [f"n{label:08d}" for label in range(CLASSES)],
+}
+
+
+def test_what_the_manifest_tells(data, place, program):
+    """The preparation and the batch; flags after -- come later, so they count. Other classes are refused at first."""
+    manifest = place / "ddrnet 23.json"
+    words = ["ddrnet 23.mindir", "imagenet", data]
+    program.write_text(PROGRAM.replace('"interpolation")', '"interpolation", "batch_size")'))
+
+    def given(told, *more):
+        manifest.write_text(json.dumps(told))
+        result = infer(place, program, *words, *more)
+        assert (result.returncode, result.stderr) == (0, "")
+        found = json.loads(re.search("^given (.*)", result.stdout, re.MULTILINE)[1])[0]
+        return [found[name] for name in ("resize", "crop", "interpolation", "batch_size")]
+
+    assert given(MANIFEST) == ["176", "160", "bilinear", "4"]
+    assert given(MANIFEST | {"class_names": None}, "--", "--crop", "96") == ["176", "96", "bilinear", "4"]
+    (place / "result_Files").rename(place / "earlier")
+    for other, fault in (
+        ({"num_classes": 8, "class_names": None}, "has 7 classes, not 8"),
+        ({"class_names": [f"n{label:08d}" for label in (1, 0, *range(2, CLASSES))]}, "label 0 is n00000001 in"),
+        ({"preprocess": {"resize": 256}}, "is no manifest of a model for this program"),
+        ({"preprocess": MANIFEST["preprocess"] | {"keep_aspect_ratio": True}}, "is no manifest of a model for this"),
+        ({"num_classes": "7"}, "is no manifest of a model for this program"),
+    ):
+        manifest.write_text(json.dumps(MANIFEST | other))
+        assert fault in one_line_error(infer(place, program, *words))
+    assert not (place / "result_Files").exists()
+
+
+def test_warnings_of_the_first_step_are_shown(data, place, program):
+    """What preprocess.py, whose output is in its log only, says about the folder."""
+    shutil.copytree(data, place / "data")
+    (place / "data" / "val" / "x.JPEG").write_bytes(b"")
+    result = infer(place, program, "ddrnet 23.mindir", "imagenet", "data")
+    assert result.returncode == 0 and result.stderr.count("\n") == 1
+    assert f"warning: 1 files of {place}/data/val are left out" in result.stderr
 
 
 def test_part_of_the_images_inferred(data, place, program):

@@ -1,11 +1,13 @@
 """The augmentation against Pillow, operation by operation; the crop, the erasing, the two transforms, bad files."""
 
 import collections
+import contextlib
 import json
 import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from ddrnet import pillow_pipeline as pillow
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from src.data.augment.color_jitter import ColorJitter
 from src.data.augment.crop import RandomResizedCrop, decode
@@ -21,7 +25,7 @@ from src.data.augment.random_erasing import RandomErasing
 from src.data.transforms import INTERPOLATION, EvalTransform, TrainTransform, normalise
 
 from utils.cli import UserError
-from utils.images import UNREADABLE
+from utils.images import Unreadable
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = json.loads((ROOT / "tests" / "golden" / "preprocessing.json").read_text())["DDRNet"]
@@ -401,7 +405,7 @@ def save(path, mode, **options):
     ("mode", "suffix"),
     [
         *(("L", "jpg"), ("CMYK", "jpg"), ("RGB", "jpg"), ("L", "png"), ("P", "png"), ("P", "gif"), ("LA", "png")),
-        *(("RGBA", "png"), ("1", "png"), ("I;16", "png"), ("RGB;16", "png"), ("RGB", "webp"), ("RGB", "bmp")),
+        *(("RGBA", "png"), ("1", "png"), ("RGB;16", "png"), ("RGB", "webp"), ("RGB", "bmp")),
     ],
 )
 def test_every_kind_of_file_is_decoded_as_pillow_does(tmp_path, mode, suffix):
@@ -411,6 +415,14 @@ def test_every_kind_of_file_is_decoded_as_pillow_does(tmp_path, mode, suffix):
         pixels = decode(path.read_bytes(), image, 1)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.asarray(pillow.decode(path)))
+
+
+def test_of_greys_of_16_bits_the_upper_8_are_shown(tmp_path):
+    """As OpenCV reads them; Pillow's conversion would make white of nearly all."""
+    path = tmp_path / "image.png"
+    save(path, "I;16")
+    with Image.open(path) as image, pytest.warns(UserWarning, match="16 bits"):
+        np.testing.assert_array_equal(decode(path.read_bytes(), image, 1), cv2.imread(str(path)))
 
 
 def test_exif_orientation_is_ignored_by_both(tmp_path):
@@ -444,9 +456,9 @@ def broken(path, kind):
 def test_broken_files_are_unreadable_and_nothing_is_printed(tmp_path, kind, suffix, capfd):
     path = tmp_path / f"image.{suffix}"
     broken(path, kind)
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(Unreadable):
         train()(path, np.random.default_rng(0))
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(Unreadable):
         EvalTransform(32, 0.875)(path)
     assert capfd.readouterr() == ("", "")
 
@@ -459,10 +471,28 @@ def test_training_and_evaluation_agree_on_what_is_readable(tmp_path, kind, capfd
     for view in (lambda: train()(path, np.random.default_rng(0)), lambda: EvalTransform(32, 0.875)(path)):
         try:
             answers.append(view() is not None)
-        except UNREADABLE:
+        except Unreadable:
             answers.append(False)
     assert answers[0] == answers[1]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.full
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.lists(st.tuples(st.integers(0, 2500), st.binary(max_size=6), st.integers(0, 6)), max_size=4))
+def test_any_jpeg_is_read_or_unreadable_by_opencv_too(tmp_path_factory, changes):
+    """Bytes flipped, put in and cut off: OpenCV's errors are no others than Pillow's, and it takes no second."""
+    path = tmp_path_factory.getbasetemp() / "any.jpg"
+    save(path, "RGB", quality=95)
+    content = bytearray(path.read_bytes())
+    for place, more, over in changes:
+        content[place : place + over] = more
+    path.write_bytes(bytes(content))
+    start = time.process_time()
+    for view in (lambda: train()(path, np.random.default_rng(0)), lambda: EvalTransform(32, 0.875)(path)):
+        with contextlib.suppress(Unreadable):
+            assert np.isfinite(view()).all()
+    assert time.process_time() - start < 1
 
 
 def test_bytes_behind_the_end_do_no_harm(tmp_path):

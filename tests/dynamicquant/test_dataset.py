@@ -1,6 +1,7 @@
 """The images against the published pipeline, Pillow and NumPy; order and augmentation of a training."""
 
 import json
+import resource
 from argparse import Namespace
 from pathlib import Path
 
@@ -195,3 +196,28 @@ def test_an_image_that_cannot_be_read_is_named_and_replaced(folder):
     alone = settings(batch_size=1)
     with training_loader(folder, alone) as loader, pytest.raises(UserError, match="is the data set damaged"):
         list(training_batches(loader, alone, 0))
+
+
+@pytest.mark.parametrize("size", [(1300, 10), (10, 1301), (65, 1), (1, 700)])
+def test_of_a_very_long_image_the_middle_is_resized(tmp_path, size):
+    """What is seen is what it would be of the whole."""
+    path = tmp_path / "long.png"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    image.save(path)
+    scaled = [36 * side // min(size) for side in size]
+    left, top = (round((side - 32) / 2) for side in scaled)
+    whole = image.resize(scaled, Image.Resampling.BICUBIC).crop((left, top, left + 32, top + 32))
+    wanted = (np.asarray(whole, np.float64) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(EvalTransform(32, 36)(path), wanted.transpose(2, 0, 1), atol=1.01 / 255 / 0.224)
+
+
+def test_a_very_long_image_takes_no_more_memory_than_others(tmp_path):
+    path = tmp_path / "long.png"
+    Image.new("RGB", (60_000, 1)).save(path)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (200 << 20), before[1]))  # the whole, resized, is 18 GB
+    try:
+        assert EvalTransform(224, 256)(path).shape == (3, 224, 224)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -76,6 +76,7 @@ def test_lines_of_the_document():
 def test_labels_and_accuracy(place):
     assert run_script(FOLDER / "preprocess.py", "--data_path", "image net", cwd=place).returncode == 0
     labels = json.loads((place / "imagenet_label.json").read_text())
+    assert len(labels.pop("/classes")) == CLASSES
     assert labels == {path.stem: int(path.parent.name[1:]) for path in images(place)}
     write_results(place / "result_Files", images(place))
     result = run_script(FOLDER / "postprocess.py", cwd=place)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <vector>
 
 #include "include/api/model.h"
@@ -26,5 +27,6 @@ class Classifier {
   std::vector<mindspore::MSTensor> inputs_;
   std::vector<float> logits_;
   size_t batch_size_;
+  std::string log_;  // where Lite says more than its status
   size_t classes_ = 0;
 };

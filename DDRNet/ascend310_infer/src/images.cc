@@ -15,7 +15,9 @@ namespace {
 // The endings, in any case, that preprocess.py writes labels for.
 constexpr std::array<std::string_view, 5> kEndings = {".jpg", ".jpeg", ".png", ".bmp", ".webp"};
 
+// Hidden files, such as the ._x.jpg that macOS writes beside x.jpg, are none.
 bool IsImage(const fs::path& path) {
+  if (path.filename().string().front() == '.') return false;
   std::string ending = path.extension().string();
   std::transform(ending.begin(), ending.end(), ending.begin(), [](unsigned char c) { return std::tolower(c); });
   return std::find(kEndings.begin(), kEndings.end(), ending) != kEndings.end();

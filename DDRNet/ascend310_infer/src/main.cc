@@ -9,11 +9,13 @@
 #include <opencv2/core/utility.hpp>
 #include <opencv2/core/utils/logger.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "classifier.h"
 #include "error.h"
 #include "images.h"
+#include "library_log.h"
 #include "options.h"
 #include "ordered_queue.h"
 #include "preprocess.h"
@@ -66,13 +68,40 @@ int Infer(const Options& options, const std::vector<ImageFile>& images, Classifi
   }
   progress.Finish();
   if (interrupted) {
-    std::cerr << "interrupted; go on with --resume" << std::endl;
+    Messages() << "interrupted; go on with --resume" << std::endl;
     return kInterrupted;
   }
   if (!batch_ms.empty()) {
     results.WriteTimes(progress.computed(), progress.skipped(), std::move(batch_ms), progress.images_per_s());
   }
   return progress.skipped() ? kSkipped : 0;
+}
+
+// The run with its model; what the libraries say goes to `log`.
+int RunModel(const Options& options, std::vector<ImageFile> images, Results& results, const LibraryLog& log) {
+  Classifier classifier(options);
+  log.Clear();  // remarks on a model that works
+  if (interrupted) {  // while the model was loaded: an earlier run's results stay
+    Messages() << "interrupted" << std::endl;
+    return kInterrupted;
+  }
+  if (const size_t removed = results.Begin()) {
+    std::cout << "removed " << removed << " results of an earlier run from " << results.folder().string() << '\n';
+  }
+  if (options.resume) {
+    const size_t all = images.size();
+    const auto done = [&](const ImageFile& image) { return results.Has(image.name, classifier.classes()); };
+    images.erase(std::remove_if(images.begin(), images.end(), done), images.end());
+    std::cout << all - images.size() << " of " << all << " images are done already\n";
+  }
+  std::cout << images.size() << " images, " << classifier.classes() << " classes, " << options.device_target
+            << std::endl;
+  const int status = Infer(options, images, classifier, results);
+  if (!log.IsEmpty()) {
+    Messages() << "note: what libraries say of images, without their names, is in " << LibraryLogPath(options).string()
+              << std::endl;
+  }
+  return status;
 }
 
 int Run(int argc, char** argv) {
@@ -89,23 +118,8 @@ int Run(int argc, char** argv) {
   CatchInterrupts();
   std::vector<ImageFile> images = FindImages(options.dataset_path);
   Results results(options);
-  Classifier classifier(options);
-  if (interrupted) {  // while the model was loaded: an earlier run's results stay
-    std::cerr << "interrupted" << std::endl;
-    return kInterrupted;
-  }
-  if (const size_t removed = results.Begin()) {
-    std::cout << "removed " << removed << " results of an earlier run from " << results.folder().string() << '\n';
-  }
-  if (options.resume) {
-    const size_t all = images.size();
-    const auto done = [&](const ImageFile& image) { return results.Has(image.name, classifier.classes()); };
-    images.erase(std::remove_if(images.begin(), images.end(), done), images.end());
-    std::cout << all - images.size() << " of " << all << " images are done already\n";
-  }
-  std::cout << images.size() << " images, " << classifier.classes() << " classes, " << options.device_target
-            << std::endl;
-  return Infer(options, images, classifier, results);
+  const LibraryLog log(LibraryLogPath(options));
+  return RunModel(options, std::move(images), results, log);
 }
 
 }  // namespace
@@ -113,6 +127,6 @@ int Run(int argc, char** argv) {
 int main(int argc, char** argv) try {
   return Run(argc, argv);
 } catch (const std::exception& error) {
-  std::cerr << "error: " << error.what() << std::endl;
+  Messages() << "error: " << error.what() << std::endl;
   return kCannotRun;
 }

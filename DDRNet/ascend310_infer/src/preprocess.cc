@@ -4,18 +4,20 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <new>
 #include <opencv2/imgcodecs.hpp>
 #include <string_view>
+#include <system_error>
 
 namespace {
 
 using Bytes = std::vector<uint8_t>;
 
-// As Pillow, which takes larger ones for an attack.
-constexpr uint64_t kMostPixels = 2 * (uint64_t{1024} * 1024 * 1024 / 4 / 3);
+// As Pillow, which takes larger ones for an attack; and the longest side of a JPEG, for which resizing takes memory.
+constexpr uint64_t kMostPixels = 2 * (uint64_t{1024} * 1024 * 1024 / 4 / 3), kLongestSide = 65535;
 
 // What each level of each channel becomes.
 using Levels = std::array<std::array<float, 256>, 3>;
@@ -37,14 +39,20 @@ bool StartsWith(const Bytes& content, std::string_view start) {
 
 // What the walk through a file's segments or chunks finds, so far as can be told before decoding.
 struct Outline {
-  bool whole = false;
-  uint64_t pixels = 0;
+  bool known = true, whole = false;
+  uint64_t width = 0, height = 0;
 };
 
 // The number in `count` bytes from `at` on, or what there is of them.
 uint64_t BigEndian(const Bytes& content, size_t at, size_t count) {
   uint64_t number = 0;
   for (const size_t end = std::min(at + count, content.size()); at < end; ++at) number = 256 * number + content[at];
+  return number;
+}
+
+uint64_t LittleEndian(const Bytes& content, size_t at, size_t count) {
+  uint64_t number = 0;
+  while (count--) number = 256 * number + BigEndian(content, at + count, 1);
   return number;
 }
 
@@ -66,7 +74,8 @@ Outline WalkJpeg(const Bytes& content) {
     if (marker <= 0x01 || (marker >= 0xD0 && marker <= 0xD8)) continue;  // markers without a segment
     if (at + 1 >= content.size()) return outline;
     if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {  // start of frame
-      outline.pixels = std::max(outline.pixels, BigEndian(content, at + 3, 2) * BigEndian(content, at + 5, 2));
+      outline.height = std::max(outline.height, BigEndian(content, at + 3, 2));
+      outline.width = std::max(outline.width, BigEndian(content, at + 5, 2));
     }
     at += BigEndian(content, at, 2);
   }
@@ -79,7 +88,8 @@ Outline WalkPng(const Bytes& content) {
   size_t at = 8;
   while (at + 12 <= content.size() && !outline.whole) {
     if (std::memcmp(&content[at + 4], "IHDR", 4) == 0) {
-      outline.pixels = BigEndian(content, at + 8, 4) * BigEndian(content, at + 12, 4);
+      outline.width = BigEndian(content, at + 8, 4);
+      outline.height = BigEndian(content, at + 12, 4);
     }
     outline.whole = std::memcmp(&content[at + 4], "IEND", 4) == 0;
     at += 12 + BigEndian(content, at, 4);
@@ -87,38 +97,38 @@ Outline WalkPng(const Bytes& content) {
   return outline;
 }
 
-Outline Walk(const Bytes& content) {
-  if (StartsWith(content, "\xFF\xD8")) return WalkJpeg(content);
-  if (StartsWith(content, "\x89PNG")) return WalkPng(content);
-  return {true, 0};  // not known before decoding
+// The sides in a BMP's header, of which the height is negative if the upper row comes first.
+Outline ReadBmp(const Bytes& content) {
+  const bool old = LittleEndian(content, 14, 4) == 12;
+  const auto side = [&](size_t number) {
+    if (old) return LittleEndian(content, 18 + 2 * number, 2);
+    return static_cast<uint64_t>(std::abs(int64_t{static_cast<int32_t>(LittleEndian(content, 18 + 4 * number, 4))}));
+  };
+  return {true, content.size() > 26, side(0), side(1)};
 }
 
-// PNG with one channel of 16 bits: its header's bit depth and colour type.
-bool IsGrey16(const Bytes& content) {
-  return StartsWith(content, "\x89PNG") && content.size() > 25 && content[24] == 16 && content[25] == 0;
+// The formats that the Python programs read. A WebP has sides of 14 bits each, and its decoder tells whether it is whole.
+Outline Walk(const Bytes& content) {
+  if (StartsWith(content, "\xFF\xD8\xFF")) return WalkJpeg(content);
+  if (StartsWith(content, "\x89PNG\r\n\x1A\n")) return WalkPng(content);
+  if (StartsWith(content, "BM")) return ReadBmp(content);
+  const bool webp = StartsWith(content, "RIFF") && content.size() > 12 && std::memcmp(&content[8], "WEBP", 4) == 0;
+  return {webp, true, 0, 0};
 }
 
 // Pillow does not rotate, whatever EXIF says.
 constexpr int kAsStored = cv::IMREAD_IGNORE_ORIENTATION;
 
-// BGR; empty if it cannot be decoded.
-cv::Mat Decode(const Bytes& content) {
-  if (IsGrey16(content)) {
-    // OpenCV would take the upper byte. Pillow clips at 255.
-    const cv::Mat grey = cv::imdecode(content, kAsStored | cv::IMREAD_GRAYSCALE | cv::IMREAD_ANYDEPTH);
-    cv::Mat clipped, image;
-    if (grey.empty()) return image;
-    grey.convertTo(clipped, CV_8U);
-    cv::merge(std::vector<cv::Mat>(3, clipped), image);
-    return image;
-  }
-  return cv::imdecode(content, kAsStored | cv::IMREAD_COLOR);
-}
+// BGR; empty if it cannot be decoded. Of levels of 16 bits it is the upper byte, as in the Python programs.
+cv::Mat Decode(const Bytes& content) { return cv::imdecode(content, kAsStored | cv::IMREAD_COLOR); }
 
 }  // namespace
 
 Prepared Preprocess::operator()(const std::filesystem::path& path) const try {
   static const Levels levels = MakeLevels();
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) return {{}, "is no regular file"};
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) return {{}, "cannot be opened"};
   const std::streamoff size = file.tellg();
@@ -127,8 +137,11 @@ Prepared Preprocess::operator()(const std::filesystem::path& path) const try {
   file.seekg(0).read(reinterpret_cast<char*>(content.data()), size);
   if (!file) return {{}, "cannot be read"};
   const Outline outline = Walk(content);
+  if (!outline.known) return {{}, "cannot be read as an image"};
   if (!outline.whole) return {{}, "is truncated"};
-  if (outline.pixels > kMostPixels) return {{}, "has too many pixels"};
+  if (outline.width * outline.height > kMostPixels || std::max(outline.width, outline.height) > kLongestSide) {
+    return {{}, "has too many pixels"};
+  }
   const cv::Mat image = Decode(content);
   if (image.empty()) return {{}, "cannot be read as an image"};
   if (image.total() > kMostPixels) return {{}, "has too many pixels"};

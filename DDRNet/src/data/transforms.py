@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -12,6 +11,8 @@ from src.data.augment.crop import RandomResizedCrop
 from src.data.augment.rand_augment import parse_auto_augment
 from src.data.augment.random_erasing import RandomErasing
 from utils.cli import UserError
+from utils.images import open_image, rgb
+from utils.opencv import cv2
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -76,7 +77,7 @@ class TrainTransform:
         """One augmented view of the image file `path`, float32 (3, S, S); all that is random comes from `rng`.
 
         Raises:
-            OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+            Unreadable: not a readable image.
         """
         interpolation = self.interpolations[rng.integers(len(self.interpolations))]
         image = self.crop(path, interpolation, rng)
@@ -108,10 +109,10 @@ class EvalTransform:
         """The image file `path` as float32 (3, image_size, image_size).
 
         Raises:
-            OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+            Unreadable: not a readable image.
         """
         side = resize_side(self.image_size, self.crop_pct)
-        with Image.open(path) as image:
-            square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        with open_image(path) as image:
+            square = rgb(image).resize((side, side), Image.Resampling.BICUBIC)
         edge = round((side - self.image_size) / 2)
         return normalise(np.asarray(square)[edge : edge + self.image_size, edge : edge + self.image_size])

@@ -7,6 +7,8 @@
 #include <iostream>
 #include <string>
 
+#include "library_log.h"
+
 // Images done and images/s: one line that is rewritten on a terminal, elsewhere a line every ten seconds.
 class Progress {
  public:
@@ -25,7 +27,7 @@ class Progress {
   // A line beside the progress.
   void Warn(const std::string& line) const {
     if (terminal_) std::cout << "\r\033[K" << std::flush;
-    std::cerr << "warning: " << line << std::endl;
+    Messages() << "warning: " << line << std::endl;
   }
 
   void Finish() const { std::cout << (terminal_ ? "\r\033[K" : "") << Line() << std::endl; }

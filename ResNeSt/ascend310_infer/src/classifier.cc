@@ -1,9 +1,5 @@
 #include "classifier.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -14,6 +10,7 @@
 
 #include "error.h"
 #include "include/api/context.h"
+#include "library_log.h"
 
 namespace {
 
@@ -21,37 +18,15 @@ using mindspore::DataType;
 using mindspore::MSTensor;
 using Shape = std::vector<int64_t>;
 
-// While it lives, nothing appears on stderr: Lite reports a bad model on pages of log besides returning a status, and
-// reads GLOG_v before main could set it.
-class Quiet {
- public:
-  Quiet() : kept_(dup(STDERR_FILENO)) {
-    const int null = open("/dev/null", O_WRONLY);
-    std::fflush(stderr);
-    dup2(null, STDERR_FILENO);
-    close(null);
-  }
-  Quiet(const Quiet&) = delete;
-  Quiet& operator=(const Quiet&) = delete;
-  ~Quiet() {
-    dup2(kept_, STDERR_FILENO);
-    close(kept_);
-  }
-
- private:
-  const int kept_;
-};
-
 std::string Text(const Shape& shape) {
   std::ostringstream text;
   for (size_t k = 0; k < shape.size(); ++k) text << (k ? "x" : "") << shape[k];
   return text.str();
 }
 
-std::string Reason(const mindspore::Status& status) {
+std::string Reason(const mindspore::Status& status, const std::string& log) {
   const std::string text = status.ToString();
-  const size_t end = text.find_first_of("\r\n");
-  return text.empty() ? "no reason given" : text.substr(0, end);
+  return (text.empty() ? "no reason given" : text.substr(0, text.find_first_of("\r\n"))) + ", see " + log;
 }
 
 std::shared_ptr<mindspore::Context> MakeContext(const Options& options) {
@@ -69,21 +44,17 @@ std::shared_ptr<mindspore::Context> MakeContext(const Options& options) {
 
 }  // namespace
 
-Classifier::Classifier(const Options& options) : batch_size_(options.batch_size) {
+Classifier::Classifier(const Options& options) : batch_size_(options.batch_size), log_(LibraryLogPath(options)) {
   const std::string& path = options.model_path;
   if (!std::filesystem::is_regular_file(path)) throw Error("there is no model " + path + "; export.py makes one");
   if (!std::ifstream(path)) throw Error("cannot read " + path + "; change its permissions");
 
-  mindspore::Status status;
-  {
-    const Quiet quiet;
-    status = model_.Build(path, mindspore::kMindIR, MakeContext(options));
-    inputs_ = model_.GetInputs();
-  }
+  mindspore::Status status = model_.Build(path, mindspore::kMindIR, MakeContext(options));
+  inputs_ = model_.GetInputs();
   if (status.IsError()) {
     const bool ascend = options.device_target == "Ascend";
     throw Error("cannot load " + path + (ascend ? " on Ascend " + std::to_string(options.device_id) : "") + " (" +
-                Reason(status) + "): " + (ascend ? "there is no such device, or " : "") +
+                Reason(status, log_) + "): " + (ascend ? "there is no such device, or " : "") +
                 "the file is damaged, no MINDIR file, or of a newer MindSpore; take the MindSpore Lite of the release "
                 "that exported it" + (ascend ? ", or --device_target CPU" : ""));
   }
@@ -91,9 +62,8 @@ Classifier::Classifier(const Options& options) : batch_size_(options.batch_size)
   if (inputs_.size() != 1) throw Error(path + " has " + std::to_string(inputs_.size()) + " inputs, not one of images");
   Shape found = inputs_.front().Shape();
   if (found.size() == 4 && found.front() == -1) {
-    const Quiet quiet;
     status = model_.Resize(inputs_, {wanted});
-    if (status.IsError()) throw Error(path + " does not take " + Text(wanted) + ": " + Reason(status));
+    if (status.IsError()) throw Error(path + " does not take " + Text(wanted) + ": " + Reason(status, log_));
     inputs_ = model_.GetInputs();
     found = inputs_.front().Shape();
   }
@@ -111,7 +81,7 @@ float* Classifier::Input() { return static_cast<float*>(inputs_.front().MutableD
 const std::vector<float>& Classifier::Infer() {
   std::vector<MSTensor> outputs;
   const mindspore::Status status = model_.Predict(inputs_, &outputs);
-  if (status.IsError()) throw Error("the device has failed: " + Reason(status));
+  if (status.IsError()) throw Error("the device has failed: " + Reason(status, log_));
   if (outputs.size() != 1 || outputs.front().DataType() != DataType::kNumberTypeFloat32 ||
       outputs.front().Shape().size() != 2 || outputs.front().Shape().front() != static_cast<int64_t>(batch_size_)) {
     throw Error("the model's output is not float32 (batch size, classes); give the model of a classifier");

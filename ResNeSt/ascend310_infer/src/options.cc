@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <string_view>
 #include <thread>
 
 #include "error.h"
@@ -42,7 +43,7 @@ Options ParseOptions(int argc, const char* const* argv) {
     if (equals != std::string::npos) {
       value = flag.substr(equals + 1);
       flag.resize(equals);
-    } else if (i + 1 < argc) {
+    } else if (i + 1 < argc && std::string_view(argv[i + 1]).substr(0, 2) != "--") {  // else the next flag
       value = argv[++i];
     } else {
       throw Error(flag + " has no value, or is no flag of this program; see --help");

@@ -1,12 +1,13 @@
 """Random resized crop of an image file, which decodes no more detail than the crop needs."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
+
+from utils.images import Unreadable, decoding, open_image, rgb
+from utils.opencv import cv2
 
 END_OF_JPEG = b"\xff\xd9"
 # JPEG decoding to a half, a quarter and an eighth of each side, out of the DCT coefficients.
@@ -26,14 +27,15 @@ def decode(data: bytes, image: Image.Image, shrink: int) -> np.ndarray:
     do not end as they should. Of a truncated one it raises, while OpenCV before 4.11 returns a part.
 
     Raises:
-        OSError, ValueError, SyntaxError: not a readable image.
+        Unreadable: not a readable image.
     """
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not data.endswith(END_OF_JPEG):
-        return np.asarray(image.convert("RGB").reduce(shrink))
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[shrink] | cv2.IMREAD_IGNORE_ORIENTATION)
+        return np.asarray(rgb(image).reduce(shrink))
+    with decoding():
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[shrink] | cv2.IMREAD_IGNORE_ORIENTATION)
     width, height = image.size
     if pixels is None or pixels.shape[:2] != (-(-height // shrink), -(-width // shrink)):
-        raise ValueError("the JPEG data cannot be decoded")
+        raise Unreadable("the JPEG data cannot be decoded")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
@@ -73,12 +75,11 @@ class RandomResizedCrop:
         """A crop of the image file `path`, resized with OpenCV's `interpolation`: uint8 (size, size, 3), RGB.
 
         Raises:
-            OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: not a readable image.
+            Unreadable: not a readable image.
         """
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(path) as image:
             box = self.box(*image.size, rng)
             shrink = self.shrink(box)
-            pixels = decode(data, image, shrink)
+            pixels = decode(path.read_bytes(), image, shrink)
         left, top, right, bottom = (round(edge / shrink) for edge in box)
         return cv2.resize(pixels[top:bottom, left:right], (self.size, self.size), interpolation=interpolation)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from utils.cli import UserError
+from utils.opencv import cv2
 
 MODES = ("batch", "pair", "elem")
 

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from utils.cli import UserError
+from utils.opencv import cv2
 
 # What a warp moves in from outside: ImageNet's mean colour.
 FILL = (124, 116, 104)
