@@ -26,7 +26,7 @@ from PIL import Image
 from utils.cli import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-MOST_PROCESSES = 16  # reading processes for each core
+MOST_PROCESSES = 8  # reading processes for each core
 SLOTS = 3  # batches in memory: the one in use and two read ahead
 # What decoding a file that is no image raises.
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -190,8 +190,15 @@ def evaluation_rows(folder: ImageFolder, rank: int = 0, devices: int = 1) -> ran
 
 
 def reading_processes(num_workers: int, devices: int = 1) -> int:
-    """Reading processes of one device: `num_workers`, or its share of the cores if that is 0."""
-    return num_workers or max(1, len(os.sched_getaffinity(0)) // devices)
+    """Reading processes of one device: `num_workers`, or its share of the cores if that is 0.
+
+    UserError if those of all devices are more than the cores can serve.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if num_workers * devices > (most := MOST_PROCESSES * cores):
+        fault = f"{num_workers * devices} reading processes are too many for {cores} cores"
+        raise UserError(f"{fault}; set --num_workers to {max(1, most // devices)} or less")
+    return num_workers or max(1, cores // devices)
 
 
 def epoch_rows(
@@ -224,8 +231,6 @@ class Loader(contextlib.AbstractContextManager):
 
     def __init__(self, folder: ImageFolder, view: View, shape: tuple[int, int, int], batch_size: int, num_workers: int):
         self.folder = folder
-        if num_workers > (most := MOST_PROCESSES * (os.cpu_count() or 1)):
-            raise UserError(f"{num_workers} reading processes are too many here; set --num_workers to {most} or less")
         size = (SLOTS, batch_size, *shape)
         try:
             memory = mmap.mmap(-1, math.prod(size) * np.dtype(np.float32).itemsize)

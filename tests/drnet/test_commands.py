@@ -25,6 +25,7 @@ FOLDER = ROOT / "DRNet"
 EAGER = ROOT / "tests" / "drnet" / "eager.py"
 DIGITS = ["--config_path", "config/resnet50_digits_config.yaml", "--num_workers", "1"]
 SMALL = [*DIGITS, "--resolutions", "32", "16"]
+BUDGET = ["--alpha", "0.029"]  # of the networks below, which cost 0.012 to 0.030 GMACs
 SGD = ["--optimizer", "sgd", "--lr", "0.01"]
 EXPORT = [*SMALL[:2], *SMALL[4:]]  # which reads no images
 
@@ -79,7 +80,7 @@ def pretrained(place):
 def finetune(place, output, *words):
     """The flags of a short fine-tuning, from the checkpoint without a record: an epoch of two steps."""
     return [
-        *("--stage", "finetune", *SMALL, "--data_path", place / "digits", "--output_dir", output),
+        *("--stage", "finetune", *SMALL, *BUDGET, "--data_path", place / "digits", "--output_dir", output),
         *("--classifier_ckpt", place / "classifier_net.ckpt", "--batch_size", "10", "--epochs", "1", *SGD, *words),
     ]
 
@@ -354,6 +355,8 @@ def test_interrupted_training_resumes_to_the_same_weights(place, broken, request
     """
     words = [*finetune(place, tmp_path / "straight"), "--epochs", epochs]
     words[1] = stage
+    if stage == "pretrain":
+        words = [word for word in words if word not in BUDGET]
     if (stage, script) == ("finetune", EAGER):
         straight, result = request.getfixturevalue("finetuned")
     else:
@@ -367,7 +370,7 @@ def test_interrupted_training_resumes_to_the_same_weights(place, broken, request
     assert f"stopped after step 1 of epoch 1; go on with --resume {state}" in output
 
     words = [*DIGITS, *SGD, "--stage", stage, "--data_path", place / "digits", "--batch_size", "10", "--epochs", epochs]
-    words += ["--resume", state, "--output_dir", tmp_path / "resumed"]
+    words += ["--resume", state, "--output_dir", tmp_path / "resumed", *(BUDGET if stage == "finetune" else [])]
     rows = [
         (["--seed", "5"], "seed 0 (now 5)"),
         (["--layers", *"1211"], f"--layers 1 2 1 1 contradicts {state}, which has 1 1 1 1"),
@@ -491,6 +494,8 @@ def test_training_errors(place, tmp_path):
         (["--classifier_ckpt", place / "predictor_net.ckpt"], "looks like a DRNet predictor"),
         (["--batch_size", "64"], "set --batch_size lower"),
         (["--layers", *"1112"], "--layers 1 1 1 2 contradicts"),
+        (["--alpha", "0.03"], "--alpha 0.03 is no budget: the classifier costs 0.01163 to 0.02995 GMACs an image"),
+        (["--alpha", "0.011"], "--alpha 0.011 is no budget"),
     ]
     for words, wanted in rows:
         line = one_line_error(run_script("train.py", *finetune(place, tmp_path / "o", *words), cwd=FOLDER))

@@ -74,7 +74,7 @@ def test_a_plain_value_does_not_reach_a_user_with_its_own(load):
         ([], FILE.replace("512", "{fit: 3}"), "batch_size knows eval, export, train, not fit"),
         ([], FILE.replace("[0.5, 1.]", "0.5"), "beta takes a list"),
         ([], "- a", "is not a list of"),
-        ([], FILE.replace("512", "2001-13-41"), "is not valid YAML: month must be"),
+        ([], FILE.replace("512", "2001-13-41"), "batch_size: 2001-13-41 is not a whole number"),
         ([], "[" * 2_000, "is not valid YAML"),
         ([], FILE.replace("pair", "\x00"), "is not valid YAML"),
         (["--mode", "elem"], FILE, "invalid choice"),
