@@ -56,7 +56,7 @@ def fetch(url: str, part: Path) -> None:
     """Complete `part` from `url`; after any failure what has arrived stays in it for the next call."""
     start = check_file(part, "move it away").stat().st_size if part.exists() else 0
     if urlsplit(url).scheme == "file":
-        check_file(url2pathname(urlsplit(url).path), "give the URL of a file")
+        check_file(url2pathname(urlsplit(url).path), f"put the file by hand at {part.with_suffix('')}", url)
     response, start, total = open_at(url, start)
     with response:
         part.parent.mkdir(parents=True, exist_ok=True)
