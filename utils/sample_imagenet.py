@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli import Parser, UserError, read_file, run
+from utils.cli import Parser, UserError, run
 from utils.config import Store, number, positive, seed
 from utils.images import ImageFolder
 
@@ -109,7 +109,7 @@ def choose_source(source: Path, classes: int, images: int, seed: int) -> tuple[F
             check_enough(members, images, "images", source / split / name)
             for row in sorted(draw.sample(members, images)):
                 path = folder.paths[row]
-                chosen[path.relative_to(source).as_posix()] = partial(read_file, path, "replace it")
+                chosen[path.relative_to(source).as_posix()] = path.read_bytes
     return chosen, folder.classes
 
 
@@ -118,7 +118,7 @@ def holds(output: Path, files: Files) -> bool:
     patterns = ["classes.txt", *SPLITS, *(f"{split}/**/*" for split in SPLITS)]
     present = {path.relative_to(output) for pattern in patterns for path in output.glob(pattern)}
     wanted = {path for name in files for path in (Path(name), *Path(name).parents)} - {Path()}
-    return present == wanted and all(read_file(output / name, "remove it") == read() for name, read in files.items())
+    return present == wanted and all((output / name).read_bytes() == read() for name, read in files.items())
 
 
 def write(output: Path, files: Files) -> None:
