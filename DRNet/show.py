@@ -1,7 +1,7 @@
 """Draw what a DRNet does: sample images under the resolution chosen for them, and accuracy against cost."""
 
 import csv
-import json
+import io
 import sys
 from pathlib import Path
 
@@ -11,24 +11,71 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from utils.cli import Parser, UserError, run, whole_file
+from utils.cli import Parser, UserError, check_file, read_file, read_json, run, whole_file
+from utils.images import Unreadable, open_image, rgb
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import SubFigure
 
 COLUMNS = 8
+MOST_ROWS, LARGEST = 32, 2**13  # resolutions in a picture, pixels of one
 
 
-def read(folder: Path, name: str) -> Path:
-    """The file `name` that eval.py wrote into `folder`.
+def read_results(folder: Path) -> dict:
+    """What eval.py wrote into `folder` as results.json.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or is something else.
     """
-    if not (folder / name).is_file():
-        raise UserError(f"no {folder / name}; run eval.py with --output_dir {folder} first")
-    return folder / name
+    path, remedy = folder / "results.json", f"run eval.py with --output_dir {folder} first"
+    results = read_json(path, remedy)
+    try:
+        rows = results["resolutions"]
+        integers = [results["images"], *(row[key] for row in rows for key in ("resolution", "images"))]
+        fits = {type(number) for number in integers} == {int} and min(integers) >= 0 and 0 < results["images"] < 2**31
+        fits = (
+            fits
+            and 0 < len(rows) <= MOST_ROWS
+            and all(0 < row["resolution"] <= LARGEST and 0 < row["gmacs"] < 1e6 for row in rows)
+        )
+        fits = fits and 0 <= results["acc"] <= 100 and 0 < results["mean_gmacs"] < 1e6
+        fits = fits and results["force_resolution"] in (None, *(row["resolution"] for row in rows))
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path} is not as DRNet's eval.py writes it; {remedy}")
+    return results
+
+
+def read_predictions(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Path, label, prediction and resolution of every image, of the file predictions.csv beside results.json.
+
+    Raises:
+        UserError: it is not there, or is something else.
+    """
+    path = folder / "predictions.csv"
+    remedy = f"run eval.py with --output_dir {folder} --predictions {path} first"
+    text = read_file(path, remedy).decode(errors="surrogateescape")
+    try:
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        return [(row["path"], *(int(row[key]) for key in ("label", "prediction", "resolution"))) for row in rows]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not as DRNet's eval.py writes it; {remedy}") from error
+
+
+def read_image(path: str, size: int) -> Image.Image:
+    """The image file, as RGB of size x size pixels.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    remedy = "run show.py where eval.py was run, on the same images"
+    try:
+        with open_image(check_file(path, remedy)) as image:
+            return rgb(image).resize((size, size), Image.Resampling.BILINEAR)
+    except Unreadable as error:
+        raise UserError(f"{path} cannot be read as an image; {remedy}") from error
 
 
 def main() -> None:
@@ -48,10 +95,11 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
     args = parser.parse_args()
-    dynamic = json.loads(read(args.results, "results.json").read_text())
-    fixed = [json.loads(read(folder, "results.json").read_text()) for folder in args.fixed]
-    with read(args.results, "predictions.csv").open(newline="") as file:
-        predictions = list(csv.DictReader(file))
+    dynamic, fixed = read_results(args.results), [read_results(folder) for folder in args.fixed]
+    for folder, result in zip(args.fixed, fixed):
+        if result["force_resolution"] is None:
+            raise UserError(f"{folder} is not of one resolution; give folders of eval.py --force_resolution")
+    predictions = read_predictions(args.results)
 
     rows = dynamic["resolutions"]
     figure = plt.figure(figsize=(13, 1.3 * len(rows) + 1.2), layout="constrained")
@@ -79,23 +127,20 @@ def compare(dynamic: dict, fixed: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def draw_images(figure: SubFigure, dynamic: dict, predictions: list[dict]) -> None:
+def draw_images(figure: SubFigure, dynamic: dict, predictions: list[tuple[str, int, int, int]]) -> None:
     """Some images of each resolution, in a row."""
     rows = dynamic["resolutions"]
     axes = figure.subplots(len(rows), COLUMNS, squeeze=False)
     figure.suptitle("Images under the resolution chosen for them (red: classified wrongly)")
     for line, row in zip(axes, rows):
-        chosen = [item for item in predictions if int(item["resolution"]) == row["resolution"]]
+        chosen = [item for item in predictions if item[3] == row["resolution"]]
         # Evenly over the folder, so that all classes have a chance.
         picked = [chosen[k * len(chosen) // COLUMNS] for k in range(COLUMNS)] if len(chosen) >= COLUMNS else chosen
         for axis in line:
             axis.set_axis_off()
-        for axis, item in zip(line, picked):
-            with Image.open(item["path"]) as image:
-                pixels = image.convert("RGB").resize((row["resolution"],) * 2, Image.Resampling.BILINEAR)
-            axis.imshow(pixels, interpolation="nearest")
-            right_one = item["prediction"] == item["label"]
-            axis.set_title(item["prediction"], fontsize=9, pad=2, color="black" if right_one else "red")
+        for axis, (path, label, prediction, resolution) in zip(line, picked):
+            axis.imshow(read_image(path, resolution), interpolation="nearest")
+            axis.set_title(str(prediction), fontsize=9, pad=2, color="black" if prediction == label else "red")
         share = row["images"] / dynamic["images"]
         line[0].text(
             -0.15,

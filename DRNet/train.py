@@ -18,7 +18,7 @@ from src.dataset import evaluation_loader, training_batches, training_loader
 from src.drnet import DRNet, architecture_of, load_classifier, load_predictor, record_of, save_networks
 from src.evaluation import dynamic_route, evaluate, fixed_route
 from src.model_utils.config import check_sizes, load_config
-from src.trainer import TrainOneStep, learning_rates, make_optimizer, step_noise
+from src.trainer import TrainOneStep, check_budget, learning_rates, make_optimizer, step_noise
 
 # An epoch whose mean cost exceeds the budget by more than this share is best only if no other epoch keeps to it.
 TOLERANCE = 0.05
@@ -74,6 +74,8 @@ def train(args: argparse.Namespace, devices: Devices, train_loader: Loader, val_
         for network, ratio in networks.items()
     ]
     budget = (args.alpha, args.eta) if with_predictor and args.alpha is not None else None
+    if budget is not None:
+        check_budget(args.alpha, gmacs)
     temperature = args.temperature if with_predictor else None
     train_step = TrainOneStep(drnet, optimizers, args.batch_size, devices, temperature, budget)
 

@@ -205,6 +205,8 @@ def enter(cwd: str, environment: dict[str, str], stdout: int, stderr: int, statu
     os.dup2(stderr, 2)
     for file in (stdout, stderr, status):
         os.close(file)
+    for number, name in ((1, "stdout"), (2, "stderr")):  # the server's own take themselves for /dev/null
+        setattr(sys, name, os.fdopen(number, "w", errors=getattr(sys, name).errors, closefd=False))
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,11 +26,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and leave: with status 0 or what it returns, 2 after a UserError, 130 after Ctrl-C or SIGTERM."""
+    """Call `main` and leave: with status 0 or what it returns, 2 after a UserError, 130 after Ctrl-C or SIGTERM.
+
+    A path that the system refuses (too long, a loop of links, without permission, …) counts as a UserError.
+    """
     # With PYTHONUNBUFFERED Python writes a line and its end separately; the scripts' logs take both outputs, and would
     # have one's line inside another's.
     for output in filter(None, (sys.stdout, sys.stderr)):  # None: closed
-        output.reconfigure(line_buffering=True, write_through=False)
+        output.reconfigure(line_buffering=True, write_through=False, errors="backslashreplace")
     # Once a graph has run, MindSpore answers Ctrl-C itself: it sends its process a SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -36,18 +41,39 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        shown = f"{error.filename}"[:200]
+        print(f"error: cannot use {shown!r}: {error.strerror}; give another path, or permission", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt as interrupt:
         print("; ".join(["interrupted", *interrupt.args]), file=sys.stderr)
         status = 130
     sys.exit(status or 0)
 
 
-def read_file(path: str | Path, remedy: str, name: str | None = None) -> bytes:
-    """The content of a file, called `name` in messages; UserError with this `remedy` if it cannot be read."""
+def check_file(path: str | Path, remedy: str, name: str | None = None) -> Path:
+    """`path`, called `name` in messages; UserError with this `remedy` if no regular file can be read there.
+
+    Others are not opened at all: a FIFO would block for ever, a device never end.
+    """
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {name or path}: {error.strerror}; {remedy}") from error
+        if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"cannot read {name or path}: it is no regular file; {remedy}")
+        with open(path, "rb"):  # refuses a folder, too
+            return Path(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"cannot read {name or path}: {getattr(error, 'strerror', error)}; {remedy}") from error
+
+
+def read_file(path: str | Path, remedy: str, name: str | None = None) -> bytes:
+    """The content of a regular file, called `name` in messages; UserError with this `remedy` if it cannot be read."""
+    try:
+        return check_file(path, remedy, name).read_bytes()
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", "it is larger than the memory")
+        raise UserError(f"cannot read {name or path}: {reason}; {remedy}") from error
 
 
 def read_json(path: str | Path, remedy: str, name: str | None = None):
@@ -107,6 +133,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, renamed if the block succeeds, else removed; UserError if not writable."""
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # such as /dev/null, which the system would let us replace
+            raise OSError(errno.EEXIST, "Something else than a regular file is there")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     except OSError as error:

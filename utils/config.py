@@ -7,6 +7,7 @@ that is a mapping holds one value per command or training stage.
 import argparse
 import contextlib
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,41 +18,48 @@ import yaml
 from utils.cli import Parser, UserError, read_file
 
 DEVICES = ("auto", "CPU", "GPU", "Ascend")
+PLAIN = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))
+MOST_BYTES = 2**16  # of a config file; PyYAML is slow
 
 
 def number(kind: type, holds: Callable, words: str) -> Callable:
     """A reader of numbers of `kind` (int or float) for which `holds` is true; `words` describe them."""
 
-    def read(text):
+    def read(text: str):
         with contextlib.suppress(ValueError, OverflowError):
-            value = kind(float(str(text)))
-            if value == float(str(text)) and holds(value):
-                return value
-        raise argparse.ArgumentTypeError(f"{text} is not {words}")
+            value = int(text) if kind is int and text.isdecimal() else float(text)
+            if kind(value) == value and holds(kind(value)):
+                return kind(value)
+        raise argparse.ArgumentTypeError(f"{text:.40} is not {words}")
 
     return read
 
 
-natural = number(int, lambda value: value >= 0, "a whole number from 0")
-positive = number(int, lambda value: value >= 1, "a whole number from 1")
+def whole(least: int, most: int) -> Callable:
+    """A reader of whole numbers in these bounds."""
+    return number(int, lambda value: least <= value <= most, f"a whole number from {least} to {most}")
+
+
+natural, positive, seed = whole(0, 2**31 - 1), whole(1, 2**31 - 1), whole(0, 2**32 - 1)
+# Whatever memory or time grow with has a bound that no machine needs to pass.
+side, batch, classes, few = whole(1, 2**13), whole(0, 2**12), whole(1, 2**18), whole(1, 2**7)
+epoch, port = whole(1, 10_000), whole(1, 2**16 - 1)
 not_negative = number(float, lambda value: 0 <= value < float("inf"), "a number from 0")
 above_zero = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-port = number(int, lambda value: 1 <= value < 2**16, "a port number, 1 to 65535")
-seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 
 
-def yes_no(text) -> bool:
-    """Reads true or false."""
-    if str(text).lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
-    return str(text).lower() == "true"
+def yes_no(text: str) -> bool:
+    """Reads true or false, or what YAML has for them."""
+    with contextlib.suppress(KeyError):
+        return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[text.lower()]
+    raise argparse.ArgumentTypeError(f"{text:.40} is neither true nor false")
 
 
 def optional(read: Callable) -> Callable:
     """A reader that takes the word "none", for no value, besides what `read` takes."""
-    return lambda text: None if str(text).lower() == "none" else read(text)
+    return lambda text: None if text.lower() == "none" else read(text)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,16 @@ class Setting:
     aliases: tuple[str, ...] = ()
     own: Mapping[str, object] = field(default_factory=dict)
     free: bool = False
+
+    def read(self, text: str):
+        """The value of a text from the file or the command line; ArgumentTypeError if it is none."""
+        try:
+            usable = text and b"\0" not in os.fsencode(text)
+        except UnicodeEncodeError:  # surrogates
+            usable = False
+        if not usable or (self.kind is str and not self.choices and text.lower() == "none"):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no value for it; give one")
+        return self.kind(text)
 
 
 def run_settings(
@@ -98,9 +116,9 @@ def run_settings(
         "seed": Setting("seed of every random draw", seed, reading),
         "device_target": free(device, str, everything, DEVICES),
         "device_id": free("number of the device", natural, everything),
-        "device_num": free("devices of this server to run on", positive, distributed),
+        "device_num": free("devices of this server to run on", few, distributed),
         "rank_table_file": free("HCCL rank table of the devices, for Ascend", optional(str), distributed),
-        "server_num": free("servers that run the same command together", positive, distributed),
+        "server_num": free("servers that run the same command together", few, distributed),
         "server_rank": free("number of this server among them, from 0", natural, distributed),
         "master_addr": free(address, optional(str), distributed),
         "master_port": free("a free port there", port, distributed),
@@ -169,7 +187,7 @@ def _add_flag(parser: Parser, key: str, setting: Setting, defaults: Mapping[str,
         kind = {"nargs": "?", "const": True, "metavar": "BOOL"}
     parser.add_argument(
         *(f"--{name}" for name in (key, *setting.aliases)),
-        type=setting.kind,
+        type=setting.read,
         default=value,
         action=Store,
         help=f"{setting.help} (default: {shown})".replace("%", "%%"),
@@ -239,25 +257,51 @@ class Store(argparse.Action):
 
 def _read(path: Path, settings: Mapping[str, Setting], users: tuple[str, ...], default: Path) -> dict:
     """The content of the file, under the settings' first names."""
-    content = read_file(path, "set --config_path", f"the config {path}")
-    try:
-        values = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a list of `key: value` lines")
+    values = _content(_yaml(path), str(path))
     names = {name: key for key, setting in settings.items() for name in (key, *setting.aliases)}
     found: dict = {}
     for name, value in values.items():
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, 1)
+            near = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {near[0]}?" if near else "remove it"
-            raise UserError(f"{path} has an unknown key {name}; {hint}")
-        if found.setdefault(names[name], value) != value:
+            raise UserError(f"{path} has an unknown key {name:.40}; {hint}")
+        if names[name] in found:
             raise UserError(f"{path} has two values for {names[name]}, one of them as {name}; keep one")
+        found[names[name]] = value
     for key, setting in settings.items():
         if key not in found and set(users) & (set(setting.users) - set(setting.own)):
             raise UserError(f"{path} lacks the key {key}; copy it from {default.parent.name}/{default.name}")
+    return found
+
+
+def _yaml(path: Path) -> yaml.Node | None:
+    """The YAML file `path` before any of it is interpreted: for PyYAML 010 is eight, 1:30 ninety, and no a boolean."""
+    content = read_file(path, "set --config_path", f"the config {path}")
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path} has {len(content)} bytes, far more than a config; set --config_path")
+    try:
+        return yaml.compose(content, yaml.BaseLoader)
+    except Exception as error:  # errors of its own, of Unicode, of numbers, of recursion, …
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+
+
+def _content(node: yaml.Node | None, where: str, depth: int = 0) -> str | list | dict[str, str | list | dict]:
+    """What a node holds: texts as they would stand on the command line, in lists or mappings as deep as settings go."""
+    if node is not None and node.tag not in PLAIN:
+        raise UserError(f"{where} has a tag, {node.tag:.40}; leave it out")
+    if isinstance(node, yaml.ScalarNode) and depth:
+        return "none" if node.style is None and node.value.lower() in ("", "~", "null") else node.value
+    if isinstance(node, yaml.SequenceNode) and 0 < depth < 3:
+        return [_content(item, where, 3) for item in node.value]
+    if not isinstance(node, yaml.MappingNode) or depth > 1:
+        wanted = "one value, a list, or one value per command or stage" if depth else "a list of `key: value` lines"
+        raise UserError(f"{where} is not {wanted}")
+    found: dict[str, str | list | dict] = {}
+    for key, value in node.value:
+        name = _content(key, where, 3)
+        if name in found:
+            raise UserError(f"{where} has {name:.40} twice, again in line {key.start_mark.line + 1}; keep one")
+        found[name] = _content(value, f"{where}: {name:.40}", depth + 1)
     return found
 
 
@@ -267,21 +311,21 @@ def _checked(key: str, setting: Setting, values: dict, user: str, settings: Mapp
     if isinstance(value, dict):
         known = {user for one in settings.values() for user in one.users}
         if unknown := set(value) - known:
-            raise UserError(f"{path}: {key} knows {', '.join(sorted(known))}, not {', '.join(map(str, unknown))}")
+            raise UserError(f"{path}: {key} knows {', '.join(sorted(known))}, not {min(unknown):.40}")
         if user not in value:
             raise UserError(f"{path}: {key} has no value for {user}")
         value = value[user]
     elif user in setting.own:
         return setting.own[user]
     items = value if isinstance(value, list) else [value]
-    if setting.many != isinstance(value, list) or any(isinstance(item, dict | list) for item in items):
-        raise UserError(f"{path}: {key} takes {'a list of values' if setting.many else 'one value'}, not {value}")
+    if setting.many != isinstance(value, list):
+        raise UserError(f"{path}: {key} takes {'a list of values' if setting.many else 'one value, not a list'}")
     try:
-        items = [setting.kind(item) for item in items]
+        items = [setting.read(item) for item in items]
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{path}: {key}: {error}") from error
     if setting.choices and items[0] not in setting.choices:
-        raise UserError(f"{path}: {key} must be one of {', '.join(setting.choices)}, not {value}")
+        raise UserError(f"{path}: {key} must be one of {', '.join(setting.choices)}, not {value:.40}")
     return items if setting.many else items[0]
 
 

@@ -62,17 +62,23 @@ def join_devices(args: argparse.Namespace) -> Devices:
     return Devices(target, get_rank(), get_group_size())
 
 
-def set_device(device_target: str, device_id: int | None = None) -> str:
-    """Make `device_target` MindSpore's device, in graph mode, and return its name; UserError if it is not there.
-
-    "auto" takes Ascend, else GPU, else CPU. Without `device_id` MindSpore gives each process of a run its own device.
-    """
+def chosen(device_target: str) -> str:
+    """The device that `device_target` means: of "auto" Ascend, else GPU, else CPU; UserError if it is not there."""
     available = [name for name in DEVICES[1:] if ms.hal.is_available(name)]
     if device_target == "auto":
-        device_target = next(name for name in ("Ascend", "GPU", "CPU") if name in available)
-    elif device_target not in available:
+        return next(name for name in ("Ascend", "GPU", "CPU") if name in available)
+    if device_target not in available:
         fault = f"no {device_target} that MindSpore can use on this machine (there is {', '.join(available)})"
         raise UserError(f"{fault}; install its driver and runtime, or choose another --device_target")
+    return device_target
+
+
+def set_device(device_target: str, device_id: int | None = None) -> str:
+    """Make the device `chosen` MindSpore's, in graph mode, and return its name; UserError if it is not there.
+
+    Without `device_id` MindSpore gives each process of a run its own device.
+    """
+    device_target = chosen(device_target)
     if device_target == "CPU" or device_id is None:
         ms.set_device(device_target)
     else:

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request, url2pathname, urlopen
 
 from tqdm import tqdm
 
-from utils.cli import UserError
+from utils.cli import UserError, check_file
 
 TIMEOUT = 30  # seconds without an answer
 
@@ -18,7 +18,7 @@ TIMEOUT = 30  # seconds without an answer
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with check_file(path, "move it away").open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -54,7 +54,10 @@ def open_at(url: str, start: int):
 
 def fetch(url: str, part: Path) -> None:
     """Complete `part` from `url`; after any failure what has arrived stays in it for the next call."""
-    response, start, total = open_at(url, part.stat().st_size if part.exists() else 0)
+    start = check_file(part, "move it away").stat().st_size if part.exists() else 0
+    if urlsplit(url).scheme == "file":
+        check_file(url2pathname(urlsplit(url).path), f"put the file by hand at {part.with_suffix('')}", url)
+    response, start, total = open_at(url, start)
     with response:
         part.parent.mkdir(parents=True, exist_ok=True)
         bar = tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=None)
@@ -98,7 +101,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
             fault = f"{url} has sha256 {found[:12]}, expected {expected[:12]}"
             raise UserError(f"{fault}; removed, download it again or {by_hand}")
         part.replace(path)
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
         reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise UserError(f"cannot download {url}: {reason}; try again or {by_hand}") from error
     if not sha256:

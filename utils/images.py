@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from utils.cli import UserError
+from utils.cli import UserError, read_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # alone are decoded, whatever the ending
 ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".7z", ".rar")
 # Resizing takes memory for the longest side, or for how many times the other one it is; a JPEG can have no longer side.
 LARGEST_SIDE, MOST_STRETCHED = 65535, 64
-MOST_PROCESSES = 16  # reading processes for each core
+MOST_PROCESSES = 8  # reading processes for each core
 SLOTS = 3  # batches in memory: the one in use and two read ahead
 View = Callable[[Path, int, int], np.ndarray]
 
@@ -193,7 +193,7 @@ def composed(name: str) -> str:
 
 def read_classes(listing: Path) -> list[str]:
     """The class names in a file, one a line; UTF-16 needs its byte order mark. UserError if it is no such text."""
-    content = listing.read_bytes()
+    content = read_file(listing, "write one class name a line there, or remove it")
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = composed(content.decode("utf-16" if utf16 else "utf-8-sig"))
@@ -349,8 +349,15 @@ def evaluation_rows(folder: ImageFolder, rank: int = 0, devices: int = 1) -> ran
 
 
 def reading_processes(num_workers: int, devices: int = 1) -> int:
-    """Reading processes of one device: `num_workers`, or its share of the cores if that is 0."""
-    return num_workers or max(1, len(os.sched_getaffinity(0)) // devices)
+    """Reading processes of one device: `num_workers`, or its share of the cores if that is 0.
+
+    UserError if those of all devices are more than the cores can serve.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if num_workers * devices > (most := MOST_PROCESSES * cores):
+        fault = f"{num_workers * devices} reading processes are too many for {cores} cores"
+        raise UserError(f"{fault}; set --num_workers to {max(1, most // devices)} or less")
+    return num_workers or max(1, cores // devices)
 
 
 def epoch_rows(
@@ -383,8 +390,6 @@ class Loader(contextlib.AbstractContextManager):
 
     def __init__(self, folder: ImageFolder, view: View, shape: tuple[int, int, int], batch_size: int, num_workers: int):
         self.folder = folder
-        if num_workers > (most := MOST_PROCESSES * (os.cpu_count() or 1)):
-            raise UserError(f"{num_workers} reading processes are too many here; set --num_workers to {most} or less")
         size = (SLOTS, batch_size, *shape)
         try:
             memory = mmap.mmap(-1, math.prod(size) * np.dtype(np.float32).itemsize)

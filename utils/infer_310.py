@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from utils.cli import Interrupt, Parser, UserError, check_writable, run, whole_file
-from utils.config import natural, positive
+from utils.config import natural, side, whole
 from utils.images import MOST_PROCESSES, CorruptImages, Loader, open_image, rgb
 from utils.metrics import Progress, Throughput
 from utils.result_files import ENDING, INCOMPLETE, named_images
@@ -41,12 +41,17 @@ def parse_arguments() -> argparse.Namespace:
     add("--dataset_path", type=Path, required=True, help="class folders of images, or a root with val/ (no default)")
     add("--device_target", default="Ascend", choices=("CPU", "GPU", "Ascend"), help="device (default: %(default)s)")
     add("--device_id", type=natural, default=0, help="number of the device (default: %(default)s)")
-    add("--resize", type=positive, default=256, help="side of the square to resize to (default: %(default)s)")
-    add("--crop", type=positive, default=224, help="side of its centre, which the model sees (default: %(default)s)")
+    add("--resize", type=side, default=256, help="side of the square to resize to (default: %(default)s)")
+    add("--crop", type=side, default=224, help="side of its centre, which the model sees (default: %(default)s)")
     add("--interpolation", default="bilinear", choices=FILTERS, help="Pillow's filter (default: %(default)s)")
-    add("--batch_size", type=positive, default=1, help="images in a call of the model (default: %(default)s)")
+    add("--batch_size", type=whole(1, 2**12), default=1, help="images in a call of the model (default: %(default)s)")
     add("--num_threads", type=natural, default=os.cpu_count(), help="reading processes (default: %(default)s)")
-    add("--model_threads", type=natural, default=0, help="threads of the model; 0: MindSpore's choice (default: 0)")
+    add(
+        "--model_threads",
+        type=whole(0, 2**12),
+        default=0,
+        help="threads of the model; 0: MindSpore's choice (default: 0)",
+    )
     add("--output_dir", type=Path, default=Path("."), help="gets result_Files/ and time_Result/ (default: .)")
     add("--resume", action="store_true", help="keep the results of an interrupted run (default: remove them)")
     args = parser.parse_args()

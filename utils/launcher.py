@@ -16,6 +16,7 @@ from utils.cli import UserError, check_writable
 from utils.hccl_tools.rank_table import devices_of, variables_for
 
 GRACE_SECONDS, TAIL_LINES, STOPS = 120, 15, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MOST_DEVICES = 2  # for each core, on CPU
 SCHEDULER = ["-c", "from mindspore.communication import init; init()"]
 MINDSPORE_LINE = r"\[INFO\] DISTRIBUTED.*\n?"  # comes whatever the log level, and may follow half a line of ours
 LIBC = ctypes.CDLL(None)
@@ -42,12 +43,21 @@ def check_devices(args: argparse.Namespace) -> None:
 
 
 def distribute(args: argparse.Namespace, script: str | Path) -> int | None:
-    """Where this process is to do the work itself, return None; else have it done, as `launch`, with our arguments."""
+    """Where this process is to do the work itself, return None; else have it done, as `launch`, with our arguments.
+
+    UserError as `launch`, or for more devices than the cores can be, if they are the device.
+    """
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # of an msrun that somebody has started by hand
         from mindspore.communication import init
 
         return init() or 0
     several = args.device_num * args.server_num > 1 and not is_worker()
+    if several and args.device_num > (most := MOST_DEVICES * (cores := len(os.sched_getaffinity(0)))):
+        from utils.device import chosen
+
+        if chosen(args.device_target) == "CPU":
+            fault = f"--device_num {args.device_num} is too much for the {cores} cores of this machine"
+            raise UserError(f"{fault}, which would stand still; on CPU set it to {most} or less")
     return launch(args, [str(script), *sys.argv[1:]]) if several else None
 
 

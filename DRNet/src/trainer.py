@@ -16,6 +16,7 @@ from mindspore import ParameterTuple, Tensor, ops
 from src.dataset import GUMBEL
 from src.drnet import DRNet
 from src.gumbelmodule import GumbelSoftmax, gumbel_noise
+from utils.cli import UserError
 from utils.device import ONE_DEVICE, Devices
 from utils.training import Update, check_finite, gradient_sums
 
@@ -230,6 +231,22 @@ class TrainOneStep:
         if excess <= 0:
             return 0.0, np.zeros(self.candidates)
         return float(eta * excess), eta * self.gmacs / spread / chosen.sum()
+
+
+def check_budget(alpha: float, gmacs: np.ndarray) -> None:
+    """Whether some choice of resolutions meets the budget `alpha` and another one does not (section 3.4).
+
+    Args:
+        gmacs: of the classifier at each candidate resolution, float (R,): from C_min, all images at the smallest, to
+            C_max, all at the largest.
+
+    Raises:
+        UserError: none meets it, or every one does.
+    """
+    least, most = min(gmacs), max(gmacs)
+    if not least <= alpha <= most:
+        fault = f"--alpha {alpha:g} is no budget: the classifier costs {least:.4g} to {most:.4g} GMACs an image"
+        raise UserError(f"{fault}; choose one between them, or none to train without")
 
 
 def step_noise(

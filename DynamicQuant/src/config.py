@@ -9,8 +9,11 @@ from utils.cli import UserError
 from utils.config import (
     Setting,
     above_zero,
+    batch,
     below_one,
     check_training,
+    classes,
+    epoch,
     fraction,
     natural,
     not_negative,
@@ -18,6 +21,7 @@ from utils.config import (
     optional,
     positive,
     run_settings,
+    side,
     yes_no,
 )
 from utils.config import load_config as load
@@ -32,19 +36,21 @@ QUANTIZE = ("quantize",)
 
 bit_width = number(int, lambda value: 1 <= value <= MAX_BITS, f"a whole number from 1 to {MAX_BITS}")
 odd = number(int, lambda value: value >= 1 and value % 2 == 1, "an odd whole number")
-image_side = number(int, lambda value: value >= SMALLEST and value % 4 == 0, f"a multiple of 4 from {SMALLEST} up")
+image_side = number(
+    int, lambda value: SMALLEST <= value <= 8192 and value % 4 == 0, f"a multiple of 4 from {SMALLEST} up to 8192"
+)
 
 SETTINGS = {
     # ===== Network: what a checkpoint is of it tells itself ===== #
     "ckpt_path": Setting(
         "checkpoint; in training to start from, also a .pth", optional(str), ALL, aliases=("pretrained",), free=True
     ),
-    "num_classes": Setting("number of classes", positive, STAGES),
+    "num_classes": Setting("number of classes", classes, STAGES),
     "image_size": Setting(f"side of the images in pixels, a multiple of 4 from {SMALLEST} up", image_side, STAGES),
     "resize_size": Setting(
         "what evaluation resizes the shorter side to before it cuts out the centre; none: image_size / 0.875, or what "
         "the checkpoint was trained with",
-        optional(positive),
+        optional(side),
         ALL,
     ),
     "quant": Setting("quantizer of the activations", str, QUANTIZE, QUANTIZERS),
@@ -52,7 +58,7 @@ SETTINGS = {
     "num_bits": Setting("bit-widths to choose from, around the target; 1: fixed bits, no controller", odd, QUANTIZE),
     "granularity": Setting("one decision for the image, or one for each layer", str, QUANTIZE, GRANULARITIES),
     # ===== Data ===== #
-    "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL, own={"export": 1}),
+    "batch_size": Setting("images per batch and device; for export 0 means any", batch, ALL, own={"export": 1}),
     # ===== Device and results ===== #
     **run_settings(STAGES, RUN, ALL, distributed=STAGES),
     # ===== Evaluation ===== #
@@ -67,7 +73,7 @@ SETTINGS = {
     "file_format": Setting("kind of the exported files", str, ("export",), FORMATS),
     # ===== Training ===== #
     "finetune": Setting("load all of the checkpoint but the classifier, for other classes", yes_no, STAGES, free=True),
-    "epochs": Setting("number of epochs", positive, STAGES),
+    "epochs": Setting("number of epochs", epoch, STAGES),
     "lr": Setting("learning rate after the warm-up, for whatever batch", above_zero, STAGES),
     "lr_steps": Setting("epochs after which the learning rate is multiplied by lr_gamma", positive, STAGES, many=True),
     "lr_gamma": Setting("factor of the learning rate", fraction, STAGES),

@@ -9,15 +9,17 @@ from utils.cli import UserError
 from utils.config import (
     Setting,
     above_zero,
+    batch,
     below_one,
     check_training,
+    classes,
+    epoch,
     fraction,
-    natural,
     not_negative,
     number,
     optional,
-    positive,
     run_settings,
+    side,
     yes_no,
 )
 from utils.config import load_config as load
@@ -31,7 +33,7 @@ ALL = ("train", "eval", "export")
 
 IMAGENET_CLASSES = 1000
 
-image_size = number(int, lambda value: value >= 32 and value % 32 == 0, "a multiple of 32")
+image_size = number(int, lambda value: 32 <= value <= 8192 and value % 32 == 0, "a multiple of 32 up to 8192")
 
 SETTINGS = {
     # ===== Network ===== #
@@ -43,7 +45,7 @@ SETTINGS = {
         aliases=("pretrained",),
         free=True,
     ),
-    "num_classes": Setting("number of classes", positive, ALL),
+    "num_classes": Setting("number of classes", classes, ALL),
     "image_size": Setting(
         "side of the images in pixels, a multiple of 32; none: the checkpoint's, else the backbone's own",
         optional(image_size),
@@ -52,11 +54,11 @@ SETTINGS = {
     "resize_size": Setting(
         "side of the square that evaluation resizes to before it cuts out the centre; none: the checkpoint's, else the "
         "backbone's own",
-        optional(positive),
+        optional(side),
         ALL,
     ),
     # ===== Data ===== #
-    "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL, own={"export": 1}),
+    "batch_size": Setting("images per batch and device; for export 0 means any", batch, ALL, own={"export": 1}),
     # ===== Device and results ===== #
     **run_settings(TRAIN, RUN, ALL, distributed=RUN),
     # ===== Evaluation ===== #
@@ -77,7 +79,7 @@ SETTINGS = {
     "last_gamma": Setting(
         "without a checkpoint, start with the last BN gamma of every block at 0", yes_no, TRAIN, free=True
     ),
-    "epochs": Setting("number of epochs", positive, TRAIN),
+    "epochs": Setting("number of epochs", epoch, TRAIN),
     "lr": Setting("learning rate after the warm-up, for whatever batch", above_zero, TRAIN),
     "min_lr": Setting("learning rate at the end of the cosine", not_negative, TRAIN),
     "warmup_epochs": Setting("epochs of linear warm-up", not_negative, TRAIN),

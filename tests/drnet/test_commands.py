@@ -28,6 +28,7 @@ CONFIG = "config/resnet14_digits_config.yaml"
 SIZES = shlex.split(f"--config_path {CONFIG} --image_size 32 --resize_size 32 --predictor_size 16")
 DIGITS = [*SIZES, "--num_workers", "1"]
 SMALL = [*DIGITS, "--resolutions", "32", "16"]
+BUDGET = ["--alpha", "0.029"]  # of the networks below, which cost 0.012 to 0.030 GMACs
 SGD = ["--optimizer", "sgd", "--lr", "0.01"]
 EXPORT = [*SIZES, "--resolutions", "32", "16"]  # which reads no images
 
@@ -82,7 +83,7 @@ def pretrained(place):
 def finetune(place, output, *words):
     """The flags of a short fine-tuning, from the checkpoint without a record: an epoch of two steps."""
     return [
-        *("--stage", "finetune", *SMALL, "--data_path", place / "digits", "--output_dir", output),
+        *("--stage", "finetune", *SMALL, *BUDGET, "--data_path", place / "digits", "--output_dir", output),
         *("--classifier_ckpt", place / "classifier_net.ckpt", "--batch_size", "10", "--epochs", "1", *SGD, *words),
     ]
 
@@ -366,6 +367,8 @@ def test_interrupted_training_resumes_to_the_same_weights(place, broken, request
     """
     words = [*finetune(place, tmp_path / "straight"), "--epochs", epochs]
     words[1] = stage
+    if stage == "pretrain":
+        words = [word for word in words if word not in BUDGET]
     if (stage, script) == ("finetune", EAGER):
         straight, result = request.getfixturevalue("finetuned")
     else:
@@ -379,7 +382,7 @@ def test_interrupted_training_resumes_to_the_same_weights(place, broken, request
     assert f"stopped after step 1 of epoch 1; go on with --resume {state}" in output
 
     words = [*DIGITS, *SGD, "--stage", stage, "--data_path", place / "digits", "--batch_size", "10", "--epochs", epochs]
-    words += ["--resume", state, "--output_dir", tmp_path / "resumed"]
+    words += ["--resume", state, "--output_dir", tmp_path / "resumed", *(BUDGET if stage == "finetune" else [])]
     rows = [
         (["--seed", "5"], "seed 0 (now 5)"),
         (["--layers", *"1211"], f"--layers 1 2 1 1 contradicts {state}, which has 1 1 1 1"),
@@ -503,17 +506,13 @@ def test_training_errors(place, tmp_path):
         (["--classifier_ckpt", place / "predictor_net.ckpt"], "looks like a DRNet predictor"),
         (["--batch_size", "64"], "set --batch_size lower"),
         (["--layers", *"1112"], "--layers 1 1 1 2 contradicts"),
+        (["--alpha", "0.03"], "--alpha 0.03 is no budget: the classifier costs 0.01163 to 0.02995 GMACs an image"),
+        (["--alpha", "0.011"], "--alpha 0.011 is no budget"),
     ]
     for words, wanted in rows:
         line = one_line_error(run_script("train.py", *finetune(place, tmp_path / "o", *words), cwd=FOLDER))
         assert wanted in line, (words, line)
     assert not list(tmp_path.glob("o/*"))
-
-
-def test_show_needs_results(tmp_path):
-    result = run_script("show.py", "--results", tmp_path, "--output", tmp_path / "x.png", cwd=FOLDER)
-    assert "run eval.py" in one_line_error(result)
-    assert os.listdir(tmp_path) == []
 
 
 def test_show_compares_with_the_line_through_the_fixed_resolutions(place, tmp_path):
@@ -541,3 +540,31 @@ def test_show_compares_with_the_line_through_the_fixed_resolutions(place, tmp_pa
     # Half-way between 70 and 90.
     assert line.endswith("+6.50 points") and wrote == f"wrote {tmp_path / 'x.png'}"
     assert Image.open(tmp_path / "x.png").width > 1000
+
+
+def test_show_takes_the_files_of_eval_and_nothing_else(place, tmp_path):
+    picture, image = tmp_path / "x.png", next((place / "digits" / "val").rglob("*.JPEG"))
+    rows = [{"resolution": 32, "images": 1, "gmacs": 0.1}, {"resolution": 16, "images": 2, "gmacs": 0.05}]
+    good = {"acc": 50.0, "images": 3, "mean_gmacs": 0.06, "resolutions": rows, "force_resolution": None}
+    header, line = "path,label,prediction,resolution", f"{image},3,3,32"
+
+    def show(results, *lines, words=()):
+        (tmp_path / "results.json").write_text(results if isinstance(results, str) else json.dumps(results))
+        (tmp_path / "predictions.csv").write_text("\n".join(lines))
+        return run_script("show.py", "--results", tmp_path, "--output", picture, *words, cwd=FOLDER)
+
+    for results, lines, wanted in [
+        ({"top1": 0.5}, [], "results.json is not as"),
+        (json.dumps(good).replace("50.0", "NaN"), [], "results.json is not as"),
+        (good, [header, f"{image},3,$x_$,32"], "predictions.csv is not as"),
+        (good, [header, f"{tmp_path}/results.json,3,3,32"], "results.json cannot be read as an image"),
+    ]:
+        assert wanted in one_line_error(show(results, *lines))
+    assert not picture.exists()
+    not_fixed = show(good, header, line, words=["--fixed", tmp_path])
+    assert "is not of one resolution" in one_line_error(not_fixed)
+    assert show(good, header, line).returncode == 0 and Image.open(picture).format == "PNG"
+    (tmp_path / "results.json").unlink()
+    assert "run eval.py" in one_line_error(
+        run_script("show.py", "--results", tmp_path, "--output", picture, cwd=FOLDER)
+    )

@@ -1,5 +1,6 @@
 """Exit statuses and one-line errors of real processes; files that are written whole or not at all."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -11,7 +12,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from utils.cli import Parser, UserError, read_json, whole_file
+from utils.cli import Parser, UserError, read_file, read_json, whole_file
 
 
 def call(body: str) -> subprocess.CompletedProcess:
@@ -127,6 +128,59 @@ def test_parser_still_parses_and_helps(parser, capsys):
     assert "how large" in out and errors == ""
 
 
+@contextlib.contextmanager
+def nobody():
+    """As an ordinary user: the tests may run as root, for whom everything is permitted."""
+    before = os.geteuid()
+    os.seteuid(before or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def odd_places(folder):
+    """Paths that are no readable file, made in the folder, with what the system or we say of them."""
+    os.mkfifo(folder / "fifo")
+    (folder / "loop").symlink_to("loop")
+    (folder / "closed").mkdir(mode=0)
+    (folder / "secret").write_text("{}")
+    (folder / "secret").chmod(0)
+    return {
+        folder / "fifo": "no regular file",
+        "/dev/zero": "no regular file",
+        folder: "Is a directory",
+        folder / "loop": "Too many levels of symbolic links",
+        folder / ("x" * 256): "File name too long",
+        "/".join(["x" * 200] * 30): "File name too long",
+        folder / "closed" / "file": "Permission denied",
+        folder / "secret": "Permission denied",
+        "a\0b": "null byte",
+    }
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    for path, words in odd_places(tmp_path).items():
+        with nobody(), pytest.raises(UserError, match=f"^cannot read the file: .*{words}.*; give another$"):
+            read_file(path, "give another", "the file")
+
+
+def test_paths_that_the_system_refuses_are_one_line_wherever_they_are_used(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for path, words in ((tmp_path / ("x" * 256), "File name too long"), (tmp_path / "loop" / "x", "Too many levels")):
+        result = call(f"import os; os.listdir({str(path)!r})")
+        assert result.returncode == 2 and result.stderr.count("\n") == 1
+        assert result.stderr.startswith(f"error: cannot use '{path}': {words}"[:200])
+    result = call("raise OSError(5, 'no path in it')")
+    assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_text_that_no_encoding_has_is_shown_all_the_same():
+    assert call(r"print('caf\udce9')").stdout == "caf\\udce9\n"
+
+
 def test_read_json(tmp_path):
     path = tmp_path / "a file.json"
     path.write_text('{"a": [1, null, "é"]}', encoding="utf-8")
@@ -193,6 +247,14 @@ def test_whole_file_in_an_impossible_place(tmp_path, place):
         temp.write_text("text")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and os.listdir(tmp_path / "folder") == []
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_whole_file_does_not_replace_what_is_no_file(tmp_path):
+    """Such as /dev/null, for a user who may."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match=r"cannot write .*fifo: Something else"), whole_file(tmp_path / "fifo"):
+        pass
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode) and os.listdir(tmp_path) == ["fifo"]
 
 
 def test_whole_file_without_room(tmp_path):

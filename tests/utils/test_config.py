@@ -1,8 +1,10 @@
 """Settings from file and command line: aliases, own values, and what is refused."""
 
 import argparse
+import os
 
 import pytest
+from conftest import ROOT, one_line_error, run_script
 
 from utils.cli import UserError
 from utils.config import (
@@ -14,6 +16,7 @@ from utils.config import (
     optional,
     positive,
     take_settings,
+    whole,
     yes_no,
 )
 
@@ -74,7 +77,7 @@ def test_a_plain_value_does_not_reach_a_user_with_its_own(load):
         ([], FILE.replace("512", "{fit: 3}"), "batch_size knows eval, export, train, not fit"),
         ([], FILE.replace("[0.5, 1.]", "0.5"), "beta takes a list"),
         ([], "- a", "is not a list of"),
-        ([], FILE.replace("512", "2001-13-41"), "is not valid YAML: month must be"),
+        ([], FILE.replace("512", "2001-13-41"), "batch_size: 2001-13-41 is not a whole number"),
         ([], "[" * 2_000, "is not valid YAML"),
         ([], FILE.replace("pair", "\x00"), "is not valid YAML"),
         (["--mode", "elem"], FILE, "invalid choice"),
@@ -84,6 +87,94 @@ def test_a_plain_value_does_not_reach_a_user_with_its_own(load):
 def test_what_is_refused(load, argv, text, message):
     with pytest.raises(UserError, match=message):
         load(*argv, text=text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("data_url: d", "data_url: null", "data_url: 'none' is no value"),
+        ("data_url: d", "data_url: ", "data_url: 'none' is no value"),
+        ("data_url: d", 'data_url: ""', "data_url: '' is no value"),
+        ("data_url: d", r'data_url: "a\0b"', "data_url: .* is no value"),
+        ("data_url: d", r'data_url: "a\ud800b"', "data_url: .* is no value"),
+        ("data_url: d", "data_url: d, data_url: d", "has data_url twice, again in line 1"),
+        ("data_url: d", "data_url: d, data_path: d", "two values for data_url"),
+        ("data_url: d", "data_url: !!binary d", "data_url has a tag, tag:yaml.org,2002:binary"),
+        ("data_url: d", "data_url: !!python/name:os.system d", "data_url has a tag"),
+        ("data_url: d", "data_url: [d]", "data_url takes one value, not a list"),
+        ("data_url: d", "data_url: {train: {eval: d}}", "data_url: train is not one value"),
+        ("data_url: d", "data_url: {train: d, train: d}", "data_url has train twice"),
+        ("data_url: d", "[data_url]: d", "is not one value"),
+        ("data_url: d", r'data_url: "\UFFFFFFFF"', "is not valid YAML"),
+        ("512", "0x10", "batch_size: 0x10 is not a whole number"),
+        ("512", "1:30", "batch_size: 1:30 is not a whole number"),
+        ("512", "9" * 5000, "batch_size: 9{40} is not a whole number"),
+        ("512", "1e999999999", "is not a whole number"),
+        ("512", "true", "batch_size: true is not a whole number"),
+        ("512", "4294967297", "batch_size: 4294967297 is not a whole number from 0 to 2147483647"),
+        ("[0.5, 1.]", "[0.5, .nan]", "beta: .nan is not a number"),
+        ("[0.5, 1.]", "[0.5, [1.]]", "beta is not one value"),
+        ("[0.5, 1.]", "&a [*a, *a]", "beta is not one value"),
+        ("[0.5, 1.]", "[0.5, 2001-01-01]", "beta: 2001-01-01 is not a number"),
+        ("strict: false", "strict: 0", "0 is neither true nor false"),
+    ],
+)
+def test_values_that_yaml_takes_for_something(load, old, new, message):
+    with pytest.raises(UserError, match=message):
+        load(text=FILE.replace(old, new))
+
+
+def test_a_value_means_what_it_means_on_the_command_line(load):
+    """For YAML 010 is 8, 1_0 is 10, 2001-01-01 a date and 1.10 the number 1.1."""
+    for text in ("010", "2001-01-01", "1.10", "0x10", "yes"):
+        assert load(text=FILE.replace("data_url: d", f"data_url: {text}")).data_url == text
+    assert load(text=FILE.replace("512", "010")).batch_size == load("--batch_size", "010").batch_size == 10
+    assert load(text=FILE.replace("512", "{train: &a 7, eval: *a}"), command="eval").batch_size == 7
+    for text in ("null", "~", "", "none"):
+        assert load(text=FILE.replace("limit: none", f"limit: {text}")).limit is None
+    assert [load(text=FILE.replace("false", text)).strict for text in ("yes", "off", "TRUE")] == [True, False, True]
+
+
+def test_whole_numbers_are_exact():
+    read = whole(0, 2**64)
+    assert [read(text) for text in ("9007199254740993", "8.", "1e3")] == [9007199254740993, 8, 1000]
+
+
+def test_anchors_do_not_expand(load):
+    """Each line holds the one before ten times, which makes 10**30 values."""
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))]
+    for text in ("\n".join(lines), "\n".join([*lines, "data_url: *a29"]), "&a {data_url: *a}", "{*a : &a b}"):
+        with pytest.raises(UserError):
+            load(text=text)
+    with pytest.raises(UserError, match="bytes, far more than a config"):
+        load(text="#" * 100_000)
+
+
+@pytest.mark.parametrize("folder", ["DRNet", "ResNeSt", "DynamicQuant", "DDRNet"])
+def test_odd_places_are_refused_in_one_line_in_every_folder(tmp_path, folder):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    long = "x" * 300
+    rows = [
+        (["--config_path", tmp_path / "fifo"], "no regular file; set --config_path"),
+        (["--config_path", long], "File name too long"),
+        (["--output_dir", long], f"cannot write to {long}: File name too long"),
+        (["--resume", long], "File name too long"),
+        (["--data_path", tmp_path / long], "File name too long"),
+        (["--data_path", tmp_path / "loop" / "x"], "set --data_path"),
+        (["--rank_table_file", tmp_path / "fifo"], "no regular file"),
+        (["--seed", "4294967296"], "from 0 to 4294967295"),
+        (["--epochs", "4294967296"], "from 1 to 10000"),
+        (["--batch_size", "65537"], "from 0 to 4096"),
+        (["--image_size", "1048576"], "8192"),
+        (["--num_workers", "2147483648"], "whole number from 0 to"),
+    ]
+    stage = {"DRNet": ["--stage", "pretrain"], "DynamicQuant": ["--stage", "float"]}.get(folder, [])
+    for words, wanted in rows:
+        words = ["train.py", *stage, "--output_dir", tmp_path / "out", *words]
+        if "--output_dir" in words[-2:]:
+            words[-4:-2] = []
+        assert wanted in one_line_error(run_script(*words, cwd=ROOT / folder, timeout=60)), words
 
 
 def test_the_same_value_twice_is_no_contradiction(load):

@@ -217,10 +217,30 @@ def test_nobody_listens(target, monkeypatch):
         assert "refused" in refused(f"http://127.0.0.1:{taken.getsockname()[1]}/file", target)
 
 
-@pytest.mark.parametrize("url", ["model.ckpt", "ftp://127.0.0.1/file", "http://", "http://[::1", "file:///no/such"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "model.ckpt",
+        "ftp://127.0.0.1/file",
+        "http://",
+        "http://[::1",
+        f"http://127.0.0.1:{2**70}",
+        "file:///no/such",
+    ],
+)
 def test_bad_urls(url, target):
     refused(url, target)
     assert not part_of(target).exists()
+
+
+def test_what_is_no_file_is_not_opened(server, target, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    refused((tmp_path / "fifo").as_uri(), target)
+    for path in (part_of(target), target):
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path)
+        with pytest.raises(UserError, match=f"cannot read {path}: it is no regular file; move it away"):
+            download(server.url, target, SHA256)
 
 
 def test_unwritable_place(server, tmp_path):

@@ -247,7 +247,7 @@ def test_groups_of_four(refuse, conf, flags):
         ("address_0=10.0.0.1\naddress_1=10.0.0.2\naddress_1=10.0.0.3\n", ["several addresses of device 1"]),
         ("address_0=10.0.0.1\naddress_1=10.0.0.1\n", ["devices 0 and 1", "10.0.0.1"]),
         ("", ["no address of device 0"]),
-        (None, ["no address of device 0", "No such file"]),
+        (None, ["address of device 0", "No such file"]),
     ],
 )
 def test_bad_conf(refuse, conf, text, words):
@@ -465,6 +465,31 @@ def test_devices_of_a_server(tmp_path):
 def test_tables_of_two_servers_that_are_wrong(tmp_path, change, words):
     with pytest.raises(UserError, match=words):
         read_table(merged_table(tmp_path, change))
+
+
+@pytest.mark.parametrize("absent", [{}, {"device_ip": ""}])
+def test_one_server_needs_no_addresses_and_several_do(refuse, tables, absent):
+    """Table 1 of Ascend's description for A2: device_ip is IPv4 or IPv6, and must be there with several servers."""
+
+    def change(a, b):
+        del a["server_list"][0]["device"][1]["device_ip"]
+        device(a, **absent)
+
+    a, b = tables(change)
+    assert devices_of(a, 2) == [0, 1]
+    refuse(["a.json", "'device_ip'"], "merge_hccl", a, b)
+
+
+def test_ipv6(hccl, refuse, out, conf, tables):
+    """The name of the line is that of Ascend's own software, which prefers IPv4, too."""
+    conf.write_text("IPv6address_0=121::101\r\nIPv6netmask_0=112\nIPv6address_1=121::102\naddress_1=10.0.0.2\n")
+    args = ["--device_num", "[0,2)", "--server_ip", IP, "--hccn_conf", conf]
+    expected = table(IP, [(0, "121::101"), (1, "10.0.0.2")])
+    assert written(hccl("hccl_tools", *args), out, f"hccl_2p_01_{IP}.json") == expected
+    a, b = tables(lambda a, b: (device(a, device_ip="121:0::102"), device(b, device_ip="121::102")))
+    assert read_table(a)[0]["device"][1]["device_ip"] == "121::102"
+    refuse(["a.json", "b.json", "121::102", "twice"], "merge_hccl", a, b)
+    refuse(["b.json", "'fe80::1%eth0'"], "merge_hccl", *tables(lambda a, b: device(b, device_ip="fe80::1%eth0")))
 
 
 def test_name_taken_by_a_folder(refuse, out, tables):

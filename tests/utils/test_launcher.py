@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT, run_script
 
 from utils.cli import UserError
-from utils.launcher import check_devices, distribute, is_worker
+from utils.images import MOST_PROCESSES, reading_processes
+from utils.launcher import MOST_DEVICES, check_devices, distribute, is_worker
 
 SECONDS = 120  # far more than anything here takes
 MSRUN = ("-m", "mindspore.parallel.cluster.run")
@@ -591,6 +592,22 @@ def test_address_that_cannot_be_used(tmp_path, address, port, words):
     with pytest.raises(UserError, match=f"cannot use {address}:{port}, --master_addr and --master_port: .*{words}"):
         distribute(args, "job.py")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_more_processes_on_cpu_than_the_cores_can_run(tmp_path):
+    cores = len(os.sched_getaffinity(0))
+    most = MOST_DEVICES * cores
+    assert most >= 2
+    args = settings(device_num=most + 1, device_target="CPU", output_dir=tmp_path / "out")
+    with pytest.raises(UserError, match=f"--device_num {most + 1} is too much for the {cores} cores .* to {most} or"):
+        distribute(args, "job.py")
+    assert not (tmp_path / "out").exists()
+    assert reading_processes(2) == reading_processes(1) + 1 == 2
+    for devices in (1, 2):
+        most = MOST_PROCESSES * cores // devices
+        assert reading_processes(most, devices) == most
+        with pytest.raises(UserError, match=f"too many for {cores} cores; set --num_workers to {most} or less"):
+            reading_processes(most + 1, devices)
 
 
 def test_logs_cannot_be_written(tmp_path):

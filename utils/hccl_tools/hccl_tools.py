@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from utils.cli import Parser, UserError, run
-from utils.hccl_tools.rank_table import ipv4, write_table
+from utils.cli import Parser, UserError, read_file, run
+from utils.hccl_tools.rank_table import address_of, write_table
 
 HCCN_CONF = "/etc/hccn.conf"
 SERVER_SIZE = 8
@@ -33,7 +33,7 @@ def host_ip() -> str:
         raise UserError(f"host name {name!r} has no IP address; give the address with --server_ip") from error
     if ipaddress.IPv4Address(address).is_loopback:
         raise UserError(f"host name {name!r} means the loopback address {address}; give --server_ip")
-    return ipv4(address, f"the address of host name {name!r}")
+    return address_of(address, f"the address of host name {name!r}", "IPv4")
 
 
 def parse_range(text: str) -> range:
@@ -89,13 +89,14 @@ def tool_address(tool: str, device: int) -> str:
 
 
 def conf_address(path: Path, device: int) -> str:
-    """Return a physical device's address, UserError if not one, from lines such as `address_0=192.168.100.101`."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        fault = f"no address of device {device}: cannot read {path} ({error.strerror})"
-        raise UserError(f"{fault}; put hccn_tool on PATH or name the file with --hccn_conf") from error
-    found = set(re.findall(rf"^[ \t]*address_{device}[ \t]*=[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))
+    """Return a physical device's address, UserError if not one, from lines such as `address_0=192.168.100.101`.
+
+    `IPv6address_0=…` counts where there is no such line, as for Ascend's own software.
+    """
+    remedy = "put hccn_tool on PATH or name the file with --hccn_conf"
+    text = read_file(path, remedy, f"{path} for the address of device {device}").decode(errors="replace")
+    lines = rf"^[ \t]*{{}}address_{device}[ \t]*=[ \t]*(.*?)[ \t\r]*$"
+    found = set(re.findall(lines.format(""), text, re.M) or re.findall(lines.format("IPv6"), text, re.M))
     if len(found) != 1:
         fault = "several addresses" if found else "no address"
         raise UserError(f"{fault} of device {device} in {path}; it must have one line address_{device}=<IP address>")
@@ -112,7 +113,7 @@ def device_addresses(devices: list[int], hccn_conf: str | None) -> list[str]:
     owners: dict[str, int] = {}
     for device in devices:
         text = tool_address(tool, device) if tool else conf_address(conf, device)
-        address = ipv4(text, f"the address of device {device} in {tool or conf}")
+        address = address_of(text, f"the address of device {device} in {tool or conf}")
         if address in owners:
             raise UserError(f"devices {owners[address]} and {device} have the same address {address} in {tool or conf}")
         owners[address] = device
@@ -139,7 +140,7 @@ def main() -> None:
         raise UserError(f'{fault} "{args.visible_devices}"; the largest range is "[0,{len(visible)})"')
     devices = [visible[number] for number in chosen]
     check_groups(devices)
-    server_ip = host_ip() if args.server_ip is None else ipv4(args.server_ip, "--server_ip")
+    server_ip = host_ip() if args.server_ip is None else address_of(args.server_ip, "--server_ip", "IPv4")
     addresses = device_addresses(devices, args.hccn_conf)
     entries = [
         {"device_id": str(device), "device_ip": address, "rank_id": str(rank)}

@@ -26,7 +26,7 @@ def main() -> None:
     servers, devices = [], []
     files: dict[tuple[str, str], str] = {}  # of each server and device address
     for file in args.files:
-        server, *more = read_table(file)
+        server, *more = read_table(file, addressed=True)
         if more:
             raise UserError(f"{file} has {len(more) + 1} servers; give single-server tables")
         for key, holder in [("server_id", server), *(("device_ip", device) for device in server["device"])]:

@@ -4,6 +4,7 @@ import ipaddress
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from utils.cli import UserError, read_json, whole_file
@@ -12,12 +13,14 @@ KINDS = {dict: "an object", list: "a list", str: "a string"}
 AGAIN = "make it again with utils/hccl_tools/hccl_tools.py"
 
 
-def ipv4(text: str, what: str) -> str:
-    """Return `text` if it is an IPv4 address of one machine, else raise UserError; `what` names it in the error."""
+def address_of(text: str, what: str, kinds: str = "IPv4 or IPv6") -> str:
+    """Return `text` if it is an address of one machine, else raise UserError; `what` names it in the error."""
     try:
-        address = ipaddress.IPv4Address(text)
-    except ValueError as error:
-        raise UserError(f"{what} is {text!r}, not an IPv4 address such as 192.168.1.7") from error
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        address = None
+    if address is None or f"IPv{address.version}" not in kinds or "%" in text:
+        raise UserError(f"{what} is {text[:60]!r}, not an {kinds} address such as 192.168.1.7")
     if address.is_unspecified or address.is_multicast:
         raise UserError(f"{what} is {text}, which is not the address of one machine")
     return str(address)
@@ -34,16 +37,16 @@ def _field(owner: dict, key: str, kind: type, where: str) -> dict | list | str:
 
 def _unique(owners: list[dict], what: str, path: str | Path) -> None:
     """Raise UserError if a value of the entry `what` stands twice."""
-    values = [owner[what] for owner in owners]
-    if twice := [value for value in values if values.count(value) > 1]:
+    if twice := [value for value, count in Counter(owner[what] for owner in owners).items() if count > 1]:
         raise UserError(f"{path} has {what} {twice[0]} twice; {AGAIN}")
 
 
-def read_table(path: str | Path) -> list[dict]:
+def read_table(path: str | Path, addressed: bool = False) -> list[dict]:
     """Return the servers of a rank table in the order of their ranks, the devices of each in that order, too.
 
     UserError if the file cannot be read or is no complete rank table of version 1.0: an entry is missing or of another
-    form, something stands twice, or the ranks are not 0, 1, 2, ..., server by server.
+    form, something stands twice, or the ranks are not 0, 1, 2, ..., server by server. The devices of a single server
+    need no address, unless they are to be `addressed`.
     """
     table = read_json(path, AGAIN, f"the rank table {path}")
     _field({"JSON": table}, "JSON", dict, str(path))
@@ -60,7 +63,9 @@ def read_table(path: str | Path) -> list[dict]:
         for number, device in enumerate(_field(server, "device", list, where)):
             where = f"entry {number} of 'device' of server {position} in {path}"
             _field({"device": device}, "device", dict, where)
-            device["device_ip"] = ipv4(_field(device, "device_ip", str, where), f"'device_ip' of {where}")
+            if addressed or len(servers) > 1 or device.get("device_ip"):
+                text = _field(device, "device_ip", str, where)
+                device["device_ip"] = address_of(text, f"'device_ip' of {where}")
             for key in ("device_id", "rank_id"):
                 if not re.fullmatch("0|[1-9][0-9]{0,8}", _field(device, key, str, where)):
                     raise UserError(f'{where} has {key!r} {device[key]!r}, not a number such as "0"; {AGAIN}')
@@ -68,7 +73,8 @@ def read_table(path: str | Path) -> list[dict]:
         server["device"].sort(key=lambda device: int(device["rank_id"]))
     servers.sort(key=lambda server: int(server["device"][0]["rank_id"]))
     devices = [device for server in servers for device in server["device"]]
-    for owners, key in ((servers, "server_id"), (devices, "device_ip"), (devices, "rank_id")):
+    with_address = [device for device in devices if device.get("device_ip")]
+    for owners, key in ((servers, "server_id"), (with_address, "device_ip"), (devices, "rank_id")):
         _unique(owners, key, path)
     ranks = [device["rank_id"] for device in devices]
     if ranks != [str(rank) for rank in range(len(ranks))]:

@@ -8,8 +8,12 @@ from utils.cli import UserError
 from utils.config import (
     Setting,
     above_zero,
+    batch,
     below_one,
     check_training,
+    classes,
+    epoch,
+    few,
     fraction,
     natural,
     not_negative,
@@ -17,6 +21,7 @@ from utils.config import (
     optional,
     positive,
     run_settings,
+    side,
     yes_no,
 )
 from utils.config import load_config as load
@@ -32,11 +37,11 @@ SETTINGS = {
     "arch": Setting("network", str, ALL, ("DDRNet23",)),
     # ===== Dataset ===== #
     "set": Setting("kind of data set", str, RUN, ("ImageNet",)),
-    "num_classes": Setting("number of classes", positive, ALL),
-    "image_size": Setting("side of the images in pixels", positive, ALL),
+    "num_classes": Setting("number of classes", classes, ALL),
+    "image_size": Setting("side of the images in pixels", side, ALL),
     "crop_pct": Setting(
         "share of the resized side that evaluation's centre crop keeps",
-        number(float, lambda v: 0 < v <= 1, "a number above 0, up to 1"),
+        number(float, lambda v: 0.1 <= v <= 1, "a number from 0.1 to 1"),
         ALL,
     ),
     "interpolation": Setting(
@@ -57,7 +62,7 @@ SETTINGS = {
     "re_mode": Setting(
         "fill of random erasing: zero, one colour an area, noise", str, TRAIN, ("const", "rand", "pixel")
     ),
-    "re_count": Setting("areas that random erasing erases at most", positive, TRAIN),
+    "re_count": Setting("areas that random erasing erases at most", few, TRAIN),
     "mix_up": Setting("alpha of Mixup; 0: off", not_negative, TRAIN),
     "cutmix": Setting("alpha of CutMix; 0: off", not_negative, TRAIN),
     "mixup_prob": Setting("probability that a batch (or pair, or image) is mixed", fraction, TRAIN),
@@ -86,7 +91,7 @@ SETTINGS = {
     "weight_decay": Setting("weight decay, of all but BN and biases", not_negative, TRAIN),
     "clip_global_norm": Setting("clip the gradients' global norm", yes_no, TRAIN),
     "clip_global_norm_value": Setting("the norm to clip to", above_zero, TRAIN),
-    "accumulation_step": Setting("batches whose gradients make one step", positive, TRAIN),
+    "accumulation_step": Setting("batches whose gradients make one step", few, TRAIN),
     # ===== Precision ===== #
     "amp_level": Setting(
         "O0: float32; O1: float16 in convolutions and matrix products; O2: float16 but for BN; O3: float16",
@@ -100,9 +105,9 @@ SETTINGS = {
     ),
     "loss_scale": Setting("loss scale, to start with if it is dynamic", above_zero, TRAIN),
     # ===== Training ===== #
-    "epochs": Setting("number of epochs", positive, TRAIN),
+    "epochs": Setting("number of epochs", epoch, TRAIN),
     "drop_path_rate": Setting("stochastic depth: how often the deepest residual is dropped", below_one, TRAIN),
-    "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL, own={"export": 1}),
+    "batch_size": Setting("images per batch and device; for export 0 means any", batch, ALL, own={"export": 1}),
     "pretrained": Setting(
         "checkpoint; in training, to start from", optional(str), ALL, aliases=("ckpt_path",), free=True
     ),

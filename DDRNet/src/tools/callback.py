@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from src.trainers.train_one_step import StepResult
-from utils.cli import UserError, whole_file
+from utils.cli import UserError, read_file, whole_file
 from utils.metrics import write_rows
 
 
@@ -34,11 +34,11 @@ class StepRecord:
             return
         before, count = Path(resume).with_name("steps.csv"), epoch * steps + step
         try:
-            with before.open(newline="") as file:
-                for number, place, *values, overflow in list(csv.reader(file))[1 : count + 1]:
-                    self.rows.append((int(number), int(place), *map(float, values), int(overflow)))
+            lines = read_file(before, "keep it beside the training state").decode().splitlines()
+            for number, place, *values, overflow in list(csv.reader(lines))[1 : count + 1]:
+                self.rows.append((int(number), int(place), *map(float, values), int(overflow)))
             fits = len(self.rows) == count and (not count or self.rows[-1][:2] == (epoch + 1, step))
-        except (OSError, ValueError, IndexError):
+        except (UserError, ValueError, IndexError, csv.Error):
             fits = False
         if not fits:
             raise UserError(f"{before} does not hold the {count} steps before {resume}; keep the two files together")

@@ -8,13 +8,17 @@ from utils.cli import UserError
 from utils.config import (
     Setting,
     above_zero,
+    batch,
     check_training,
+    classes,
+    epoch,
+    few,
     fraction,
-    natural,
     not_negative,
     optional,
     positive,
     run_settings,
+    side,
     yes_no,
 )
 from utils.export import FORMATS
@@ -25,19 +29,19 @@ ALL = ("eval", "export", *TRAIN)
 CONFIG = Path(__file__).resolve().parents[2] / "config" / "resnet50_imagenet2012_config.yaml"
 
 SETTINGS = {
-    "num_classes": Setting("number of classes", positive, ALL),
-    "image_size": Setting("pixels of the image that both networks get", positive, ALL),
-    "resize_size": Setting("pixels of the shorter side before the centre crop", positive, ALL),
-    "resolutions": Setting("candidate resolutions in pixels, the largest first", positive, ALL, many=True),
-    "predictor_size": Setting("pixels of the predictor's input", positive, ALL),
-    "layers": Setting("bottlenecks in each of the classifier's four stages", positive, TRAIN, many=True),
+    "num_classes": Setting("number of classes", classes, ALL),
+    "image_size": Setting("pixels of the image that both networks get", side, ALL),
+    "resize_size": Setting("pixels of the shorter side before the centre crop", side, ALL),
+    "resolutions": Setting("candidate resolutions in pixels, the largest first", side, ALL, many=True),
+    "predictor_size": Setting("pixels of the predictor's input", side, ALL),
+    "layers": Setting("bottlenecks in each of the classifier's four stages", few, TRAIN, many=True),
     "classifier_ckpt": Setting("classifier checkpoint, in training to start from", optional(str), ALL, free=True),
     "predictor_ckpt": Setting(
         "predictor checkpoint, in training to start from", optional(str), ("eval", "export", "finetune"), free=True
     ),
-    "batch_size": Setting("images per batch and device; for export 0 means any", natural, ALL),
+    "batch_size": Setting("images per batch and device; for export 0 means any", batch, ALL),
     **run_settings(TRAIN, ("eval", *TRAIN), ALL, distributed=TRAIN),
-    "force_resolution": Setting("classify every image at this resolution", optional(positive), ("eval",)),
+    "force_resolution": Setting("classify every image at this resolution", optional(side), ("eval",)),
     "sample_gumbel": Setting("sample the resolution with Gumbel noise, as published", yes_no, ("eval",)),
     "predictions": Setting("CSV file for the prediction of every image", optional(str), ("eval",)),
     "download": Setting("get the published checkpoints first", yes_no, ("eval",)),
@@ -46,7 +50,7 @@ SETTINGS = {
     "predictor_url": Setting("where --download gets the predictor", optional(str), ("eval",)),
     "predictor_sha256": Setting("SHA-256 of that file; none: any", optional(str), ("eval",)),
     "file_format": Setting("kind of the exported files", str, ("export",), FORMATS),
-    "epochs": Setting("number of epochs", positive, TRAIN),
+    "epochs": Setting("number of epochs", epoch, TRAIN),
     "optimizer": Setting("optimizer", str, TRAIN, ("sgd", "adamw")),
     "lr": Setting("learning rate of the classifier", above_zero, TRAIN),
     "predictor_lr_ratio": Setting("learning rate of the predictor / of the classifier", above_zero, ("finetune",)),
