@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 import matplotlib
+import numpy as np
 from PIL import Image
 
 from utils.cli import Parser, UserError, check_file, read_file, read_json, run, whole_file
@@ -34,7 +35,8 @@ def read_results(folder: Path) -> dict:
         integers = [results["images"], *(row[key] for row in rows for key in ("resolution", "images"))]
         fits = {type(number) for number in integers} == {int} and min(integers) >= 0 and 0 < results["images"] < 2**31
         fits = fits and 0 < len(rows) <= MOST_ROWS and all(0 < row["resolution"] <= LARGEST for row in rows)
-        fits = fits and 0 <= results["acc"] <= 100 and 0 < results["mean_gmacs"] < 1e6
+        costs = [results["mean_gmacs"], *(row["gmacs"] for row in rows)]
+        fits = fits and 0 <= results["acc"] <= 100 and all(0 < cost < 1e6 for cost in costs)
         fits = fits and results["force_resolution"] in (None, *(row["resolution"] for row in rows))
     except (KeyError, TypeError):
         fits = False
@@ -103,7 +105,23 @@ def main() -> None:
     draw_costs(right, dynamic, fixed)
     with whole_file(args.output) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    print(f"wrote {args.output}")
+    print(f"{compare(dynamic, fixed)}\nwrote {args.output}")
+
+
+def compare(dynamic: dict, fixed: list[dict]) -> str:
+    """A table of accuracy and cost, the fixed resolutions first, and how far the dynamic network is above their line.
+
+    The line joins neighbouring resolutions: what a mix of the two, drawn by lot, would have at that cost.
+    """
+    points = sorted((result["mean_gmacs"], result["acc"], f"{result['force_resolution']} px") for result in fixed)
+    rows = [*points, (dynamic["mean_gmacs"], dynamic["acc"], "dynamic")]
+    largest = max(row["gmacs"] for row in dynamic["resolutions"])
+    lines = ["resolution  top-1 %   mean GMACs   of the largest"]
+    lines += [f"{name:>10} {acc:8.3f} {cost:12.4f} {cost / largest:16.1%}" for cost, acc, name in rows]
+    if points:
+        above = dynamic["acc"] - np.interp(dynamic["mean_gmacs"], *zip(*[point[:2] for point in points]))
+        lines.append(f"dynamic against the fixed resolutions at its cost: {above:+.2f} points")
+    return "\n".join(lines)
 
 
 def draw_images(figure: SubFigure, dynamic: dict, predictions: list[tuple[str, int, int, int]]) -> None:

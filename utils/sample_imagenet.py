@@ -1,6 +1,7 @@
 """Write a small dataset in ImageNet layout: scikit-learn's handwritten digits, or a cut from a real ImageNet tree.
 
     python utils/sample_imagenet.py --output data/digits
+    python utils/sample_imagenet.py --output data/digits_varied --vary
     python utils/sample_imagenet.py --output data/sample --source /datasets/imagenet --classes 10 --images 20
 
 The result has `train/<class>/*.JPEG`, `val/<class>/*.JPEG` and `classes.txt`: one class folder name per line in label
@@ -28,6 +29,8 @@ from utils.images import ImageFolder
 
 SPLITS = ("train", "val")
 DIGITS_IN_VAL = 360
+SCAN = 8  # pixels a side
+DRAWINGS = 3  # of each scan, where sizes vary
 Files = dict[str, Callable[[], bytes]]  # relative path of an image, and what gives its bytes
 side = number(int, lambda value: 8 <= value <= 1024, "a whole number from 8 to 1024")
 
@@ -42,15 +45,20 @@ def parse_arguments() -> argparse.Namespace:
     what = "images per class in each split (default: all digits; needed by --source)"
     add("--images", "--images_per_class", type=positive, action=Store, help=what)
     add("--size", type=side, help="side of a digit image in pixels, 8 to 1024 (default: 32)")
+    what = f"draw each digit {DRAWINGS} times, {SCAN} to nearly --size pixels high (default: once, all of --size)"
+    add("--vary", action="store_true", help=what)
     add("--seed", type=seed, help="decides what is chosen from --source (default: 0)")
     add("--exist_ok", action="store_true", help="succeed if --output already holds this very sample (default: error)")
     args = parser.parse_args()
     if args.source and not (args.classes and args.images):
         parser.error("--source needs --classes and --images")
-    if args.source and args.size is not None:
-        parser.error("--size is for the digits only: files of --source are copied as they are")
+    if args.source and (args.size is not None or args.vary):
+        flag = "--size" if args.size is not None else "--vary"
+        parser.error(f"{flag} is for the digits only: files of --source are copied as they are")
     if not args.source and args.seed is not None:
         parser.error("--seed is for --source only: the choice of digits is fixed")
+    if args.vary and (args.size or 32) < 2 * SCAN:
+        parser.error(f"--vary has no room for different sizes; give it a --size from {2 * SCAN}")
     return args
 
 
@@ -60,16 +68,27 @@ def check_enough(found: list, wanted: int | None, kind: str, where: str | Path) 
         raise UserError(f"{where} has {len(found)} {kind}, {wanted} asked for; ask for at most {len(found)}")
 
 
-def enlarge(scan: np.ndarray, size: int) -> bytes:
-    """JPEG (size, size, 3) of a scan (8, 8) float64 with values 0 to 16: bright strokes on black, as RGB."""
+def draw(scan: np.ndarray, side: int, size: int) -> bytes:
+    """JPEG (size, size, 3) of a scan (8, 8) float64 with values 0 to 16: bright strokes on black, as RGB.
+
+    The digit is `side` pixels high and wide, in the middle.
+    """
     import cv2
 
-    grey = cv2.resize(scan * (255 / 16), (size, size), interpolation=cv2.INTER_CUBIC)
-    grey = grey.round().clip(0, 255).astype("uint8")
+    grey = np.zeros((size, size), np.uint8)
+    start = (size - side) // 2
+    digit = cv2.resize(scan * (255 / 16), (side, side), interpolation=cv2.INTER_CUBIC)
+    grey[start : start + side, start : start + side] = digit.round().clip(0, 255)
     return cv2.imencode(".jpg", cv2.merge([grey] * 3), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
-def choose_digits(classes: int | None, images: int | None, size: int) -> tuple[Files, list[str]]:
+def sides_of(row: int, size: int) -> list[int]:
+    """The sides, in pixels, at which scan `row` is drawn where sizes vary: one from each third of their range."""
+    bounds = np.linspace(SCAN, size - size // 16 + 1, DRAWINGS + 1).round().astype(int)
+    return np.random.default_rng(row).integers(bounds[:-1], bounds[1:]).tolist()
+
+
+def choose_digits(classes: int | None, images: int | None, size: int, vary: bool) -> tuple[Files, list[str]]:
     """A choice from the digits, always the same, and its class names in label order; UserError if they are too few."""
     import cv2  # noqa: F401  (so that it is missed before anything is written)
     from sklearn.datasets import load_digits  # so late because it takes a second
@@ -86,7 +105,10 @@ def choose_digits(classes: int | None, images: int | None, size: int) -> tuple[F
             members = sorted(row for row in half if digits.target[row] == label)
             check_enough(members, images, "images", f"{split}/{name}")
             for row in members[:images]:
-                chosen[f"{split}/{name}/digit_{row:04d}.JPEG"] = partial(enlarge, digits.images[row], size)
+                scan = f"{split}/{name}/digit_{row:04d}"
+                drawn = {f"{scan}_{side}px": side for side in sides_of(row, size)} if vary else {scan: size}
+                for path, side in drawn.items():
+                    chosen[f"{path}.JPEG"] = partial(draw, digits.images[row], side, size)
     return chosen, names[:classes]
 
 
@@ -100,14 +122,14 @@ def choose_source(source: Path, classes: int, images: int, seed: int) -> tuple[F
         raise UserError(f"train/ and val/ of {source} hold different classes, such as {odd[0]}; complete them")
     names = sorted(present[0])
     check_enough(names, classes, "classes", source)
-    draw = random.Random(seed)
-    drawn = sorted(draw.sample(names, classes))
+    chance = random.Random(seed)
+    drawn = sorted(chance.sample(names, classes))
     chosen = {}
     for split, folder in folders.items():
         for name in drawn:
             members = np.flatnonzero(folder.labels == folder.classes.index(name)).tolist()
             check_enough(members, images, "images", source / split / name)
-            for row in sorted(draw.sample(members, images)):
+            for row in sorted(chance.sample(members, images)):
                 path = folder.paths[row]
                 chosen[path.relative_to(source).as_posix()] = path.read_bytes
     return chosen, folder.classes
@@ -144,7 +166,7 @@ def sample(args: argparse.Namespace) -> None:
             raise UserError(f"--output {output} is inside {args.source}; choose a folder elsewhere")
         files, names = choose_source(args.source, args.classes, args.images, args.seed or 0)
     else:
-        files, names = choose_digits(args.classes, args.images, args.size or 32)
+        files, names = choose_digits(args.classes, args.images, args.size or 32, args.vary)
     counts = {split: Counter(Path(name).parent for name in files if name.startswith(f"{split}/")) for split in SPLITS}
     shown = [f"{split} {count.total()} images of {len(count)} classes" for split, count in counts.items() if count]
     classes_txt = "".join(f"{name}\n" for name in names).encode()

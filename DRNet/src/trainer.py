@@ -278,16 +278,18 @@ def learning_rates(
 def make_optimizer(
     name: str, network: nn.Cell, rates: np.ndarray, momentum: float, weight_decay: float
 ) -> nn.Optimizer:
-    """SGD with momentum ("sgd") or AdamW ("adamw") over all trainable parameters of `network`.
+    """SGD with momentum ("sgd") or AdamW ("adamw") over all trainable parameters of `network`, BNs decaying too.
 
     Args:
         rates: learning rate of every step, float32.
     """
     weights = network.trainable_params()
+    # As a group, because MindSpore leaves gamma and beta out of the decay of parameters that come one by one.
+    group = [{"params": weights}]
     if name == "sgd":
-        optimizer = nn.Momentum(weights, rates.tolist(), momentum, weight_decay)
+        optimizer = nn.Momentum(group, rates.tolist(), momentum, weight_decay)
     else:
-        optimizer = nn.AdamWeightDecay(weights, rates.tolist(), weight_decay=weight_decay)
+        optimizer = nn.AdamWeightDecay(group, rates.tolist(), weight_decay=weight_decay)
     # The step counter and the like, so that the state file can hold two optimizers.
     known = {id(weight) for weight in weights}
     owner = weights[0].name.split(".")[0]

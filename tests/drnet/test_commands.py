@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 import time
 
@@ -23,11 +24,13 @@ from utils.images import ImageFolder, epoch_rows
 
 FOLDER = ROOT / "DRNet"
 EAGER = ROOT / "tests" / "drnet" / "eager.py"
-DIGITS = ["--config_path", "config/resnet50_digits_config.yaml", "--num_workers", "1"]
+CONFIG = "config/resnet14_digits_config.yaml"
+SIZES = shlex.split(f"--config_path {CONFIG} --image_size 32 --resize_size 32 --predictor_size 16")
+DIGITS = [*SIZES, "--num_workers", "1"]
 SMALL = [*DIGITS, "--resolutions", "32", "16"]
 BUDGET = ["--alpha", "0.029"]  # of the networks below, which cost 0.012 to 0.030 GMACs
 SGD = ["--optimizer", "sgd", "--lr", "0.01"]
-EXPORT = [*SMALL[:2], *SMALL[4:]]  # which reads no images
+EXPORT = [*SIZES, "--resolutions", "32", "16"]  # which reads no images
 
 
 def save(path, names, classes=10, record=None):
@@ -260,7 +263,7 @@ def test_bad_input_ends_with_one_line(place, networks, tmp_path):
 
 def test_settings_that_cannot_be_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(FOLDER)
-    config = (FOLDER / "config" / "resnet50_digits_config.yaml").read_text()
+    config = (FOLDER / "config" / "resnet14_digits_config.yaml").read_text()
     (tmp_path / "typo.yaml").write_text(config.replace("flip:", "flipp:"))
     (tmp_path / "value.yaml").write_text(config.replace("num_classes: 10", "num_classes: ten"))
     (tmp_path / "short.yaml").write_text(config.replace("num_classes: 10", ""))
@@ -505,7 +508,7 @@ def test_training_errors(place, tmp_path):
 
 def test_show_takes_the_files_of_eval_and_nothing_else(place, tmp_path):
     picture, image = tmp_path / "x.png", next((place / "digits" / "val").rglob("*.JPEG"))
-    rows = [{"resolution": 32, "images": 1}, {"resolution": 16, "images": 2}]
+    rows = [{"resolution": 32, "images": 1, "gmacs": 0.08}, {"resolution": 16, "images": 2, "gmacs": 0.03}]
     good = {"acc": 50.0, "images": 3, "mean_gmacs": 0.06, "resolutions": rows, "force_resolution": None}
     header, line = "path,label,prediction,resolution", f"{image},3,3,32"
 
@@ -524,8 +527,34 @@ def test_show_takes_the_files_of_eval_and_nothing_else(place, tmp_path):
     assert not picture.exists()
     not_fixed = show(good, header, line, words=["--fixed", tmp_path])
     assert "is not of one resolution" in one_line_error(not_fixed)
-    assert show(good, header, line).returncode == 0 and Image.open(picture).format == "PNG"
     (tmp_path / "results.json").unlink()
     assert "run eval.py" in one_line_error(
         run_script("show.py", "--results", tmp_path, "--output", picture, cwd=FOLDER)
     )
+
+
+def test_show_compares_with_the_line_through_the_fixed_resolutions(place, tmp_path):
+    def write(name, acc, cost, size):
+        rows = [{"resolution": 32, "images": 3, "gmacs": 0.4}, {"resolution": 16, "images": 1, "gmacs": 0.1}]
+        result = {"acc": acc, "mean_gmacs": cost, "images": 4, "force_resolution": size, "resolutions": rows}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(result))
+
+    write("16", 70.0, 0.1, 16)
+    write("32", 90.0, 0.4, 32)
+    write("dynamic", 86.5, 0.25, None)
+    path = sorted((place / "digits" / "val").rglob("*.JPEG"))[0]
+    rows = "".join(f"{path},0,0,{size}\n" for size in (32, 32, 32, 16))
+    (tmp_path / "dynamic" / "predictions.csv").write_text(f"path,label,prediction,resolution\n{rows}")
+    folders = ["--results", tmp_path / "dynamic", "--fixed", tmp_path / "32", tmp_path / "16"]
+    result = run_script("show.py", *folders, "--output", tmp_path / "x.png", cwd=FOLDER)
+    assert result.returncode == 0, result.stderr
+    *table, line, wrote = result.stdout.splitlines()
+    assert [row.split()[-4:] for row in table[1:]] == [
+        ["px", "70.000", "0.1000", "25.0%"],
+        ["px", "90.000", "0.4000", "100.0%"],
+        ["dynamic", "86.500", "0.2500", "62.5%"],
+    ]
+    # Half-way between 70 and 90.
+    assert line.endswith("+6.50 points") and wrote == f"wrote {tmp_path / 'x.png'}"
+    assert Image.open(tmp_path / "x.png").width > 1000

@@ -233,6 +233,18 @@ def test_learning_rates_of_a_hand_worked_schedule():
     np.testing.assert_allclose(rates, [0.2, 0.1 + 0.1 / 2**0.5, 0.1, 0.1 - 0.1 / 2**0.5], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_reaches_every_parameter(name):
+    network = tiny_drnet().predictor
+    weights = network.trainable_params()
+    before = {weight.name: weight.asnumpy().copy() for weight in weights}
+    optimizer = make_optimizer(name, network, np.full(1, 0.1, np.float32), 0.9, 0.5)
+    optimizer(tuple(ms.ops.zeros_like(weight) for weight in weights))
+    assert any(name.endswith("gamma") for name in before)
+    for weight in weights:
+        np.testing.assert_allclose(weight.asnumpy(), before[weight.name] * (1 - 0.1 * 0.5), rtol=1e-6)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_state_restores_the_next_step_exactly(tmp_path, name):

@@ -118,6 +118,25 @@ def test_default_size_and_any_working_folder(tmp_path):
     assert (tmp_path / "a b" / "tiny").stat().st_mode & 0o777 == (tmp_path / "a b").stat().st_mode & 0o777
 
 
+def test_varied_digits_are_the_scans_at_three_sizes(tmp_path):
+    out = make(tmp_path, "--output", "varied", "--vary", "--size", 48, "--images", 9)
+    assert out.splitlines()[-1] == "train 270 images of 10 classes, val 270 images of 10 classes: written to varied"
+    scans, sides = load_digits().images, {}
+    for path in images(tmp_path / "varied"):
+        row, side = int(path.stem[6:10]), int(path.stem[11:-2])
+        sides.setdefault(row, []).append(side)
+        grey = Image.open(path).convert("L")
+        assert grey.size == (48, 48)
+        start = (48 - side) // 2
+        digit = np.asarray(grey.crop((start, start, start + side, start + side)).resize((8, 8), Image.Resampling.BOX))
+        assert np.corrcoef(digit.ravel(), scans[row].ravel())[0, 1] > (0.97 if side > 20 else 0.85), path
+        around = np.asarray(grey, np.float64)
+        around[max(start - 8, 0) : start + side + 8, max(start - 8, 0) : start + side + 8] = 0  # a block of JPEG's
+        assert around.max() < 8, path
+    assert all(8 <= small < 21 <= middle < 33 <= large <= 45 for small, middle, large in map(sorted, sides.values()))
+    assert min(map(min, sides.values())) < 10 and max(map(max, sides.values())) > 43
+
+
 def test_two_runs_write_the_same_bytes(digits, tmp_path):
     (tmp_path / "again").mkdir()  # an empty folder is as good as none
     make(tmp_path, "--output", "again", "--size", 40, "--images", 9)
@@ -184,6 +203,7 @@ def test_exist_ok(imagenet, tmp_path):
         (["--classes", "11"], "has 10 classes, 11 asked for"),
         (["--images", "100"], "val/0 has 36 images"),
         (["--seed", "1"], "fixed"),
+        (["--vary", "--size", "15"], "no room for different sizes"),
         (["--seed", "-1"], "-1 is not a whole number from 0"),
         (["--source", "nowhere", "--classes", "1", "--images", "1"], "neither train/ nor val/"),
         (["--source", "flat", "--classes", "1", "--images", "1"], "no class folders"),
@@ -191,6 +211,7 @@ def test_exist_ok(imagenet, tmp_path):
         (["--source", "listed", "--classes", "1", "--images", "1"], "b is not in listed/classes.txt"),
         (["--source", "uneven", "--classes", "1", "--images", "1"], "different classes, such as b"),
         (["--source", "good", "--classes", "3", "--images", "1"], "has 2 classes"),
+        (["--source", "good", "--classes", "1", "--images", "1", "--vary"], "digits only"),
         (["--source", "good", "--classes", "2", "--images", "2"], "has 1 images"),
         (["--source", "good", "--classes", "1"], "needs --classes and --images"),
         (["--source", "good", "--classes", "1", "--images", "1", "--size", "32"], "digits only"),
