@@ -34,12 +34,9 @@ def read_results(folder: Path) -> dict:
         rows = results["resolutions"]
         integers = [results["images"], *(row[key] for row in rows for key in ("resolution", "images"))]
         fits = {type(number) for number in integers} == {int} and min(integers) >= 0 and 0 < results["images"] < 2**31
-        fits = (
-            fits
-            and 0 < len(rows) <= MOST_ROWS
-            and all(0 < row["resolution"] <= LARGEST and 0 < row["gmacs"] < 1e6 for row in rows)
-        )
-        fits = fits and 0 <= results["acc"] <= 100 and 0 < results["mean_gmacs"] < 1e6
+        fits = fits and 0 < len(rows) <= MOST_ROWS and all(0 < row["resolution"] <= LARGEST for row in rows)
+        costs = [results["mean_gmacs"], *(row["gmacs"] for row in rows)]
+        fits = fits and 0 <= results["acc"] <= 100 and all(0 < cost < 1e6 for cost in costs)
         fits = fits and results["force_resolution"] in (None, *(row["resolution"] for row in rows))
     except (KeyError, TypeError):
         fits = False

