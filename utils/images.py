@@ -35,6 +35,7 @@ ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".7z", ".rar")
 LARGEST_SIDE, MOST_STRETCHED = 65535, 64
 MOST_PROCESSES = 16  # reading processes for each core
 SLOTS = 3  # batches in memory: the one in use and two read ahead
+ABSENT = "{0} has no {1}/; rename the folder of those images to {1}, or set --data_path to a root that has it"
 View = Callable[[Path, int, int], np.ndarray]
 
 
@@ -274,7 +275,7 @@ def open_split(
     if (root / split).is_dir():
         root = root / split
     elif (root / "train").is_dir() or (root / "val").is_dir():
-        raise UserError(f"{root} has no {split}/; {split_advice(root, split)}")
+        raise UserError(ABSENT.format(root, split))
     images = ImageFolder(root)
     count = len(images.classes)
     if count == 1 and num_classes not in (None, 1):
@@ -286,21 +287,12 @@ def open_split(
     return images
 
 
-def split_advice(root: Path, split: str) -> str:
-    """What to do about the folder `root`, which has no folder `split`."""
-    near = {"train": "training", "val": "validation"}[split]
-    if root.is_dir() and (there := sorted(path.name for path in root.iterdir() if path.is_dir())):
-        few = ", ".join(there[:4]) + (", …" if len(there) > 4 else "")
-        return f"rename the folder of the {near} images to {split}, or set --data_path to another root (it has {few})"
-    return f"set --data_path to a root that has {split}/"
-
-
 @readable()
 def open_root(data_path: str | Path, num_classes: int, remedy: str) -> tuple[ImageFolder, ImageFolder]:
     """The training and the validation images of a root, as `open_split`; UserError, too, if their classes differ."""
     for split in ("train", "val"):
         if not (Path(data_path) / split).is_dir():
-            raise UserError(f"{data_path} has no {split}/; {split_advice(Path(data_path), split)}")
+            raise UserError(ABSENT.format(data_path, split))
     train, val = (open_split(data_path, split, num_classes, remedy) for split in ("train", "val"))
     same = f"make their class folders the same, or list all class names in {data_path}/classes.txt"
     check_classes(f"{data_path}/train", train.classes, val, same, f"{data_path}/val")

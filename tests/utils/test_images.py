@@ -130,7 +130,7 @@ def test_class_lists_of_another_form_get_advice_that_helps(tmp_path, content, ad
             ["val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG"],
             "sort its 2 images into {}/val/<class>/",
         ),
-        (["train/a/1.jpg", "validation/a/1.jpg"], "rename the folder of the validation images to val, or"),
+        (["train/a/1.jpg", "validation/a/1.jpg"], "has no val/; rename the folder of those images to val, or set"),
         (["training/a/1.jpg", "testing/a/1.jpg"], "{0}/testing/a; move them up into {0}/testing, or, if their folders"),
         (["ILSVRC/Data/CLS-LOC/train/a/1.jpg"], "set --data_path to {}/ILSVRC/Data/CLS-LOC, which has train/"),
         (["ILSVRC/Annotations/x.xml", "ILSVRC/Data/CLS-LOC/val/1.jpg"], "set --data_path to {}/ILSVRC/Data/CLS-LOC"),
