@@ -159,6 +159,9 @@ def test_what_is_left_out_or_empty_is_said_once(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     folder = open_split(tmp_path, "val", 3)
     assert [path.name for path in folder.paths] == ["1.jpg", "1.PNG"]
+    assert capsys.readouterr().err == ""  # it may yet end with an error, which is one line
+    for _ in range(2):
+        folder.say()
     empty, left = capsys.readouterr().err.splitlines()
     assert empty == f"warning: class folder {tmp_path}/val/c holds no images"
     assert left.startswith(
@@ -183,13 +186,17 @@ def test_what_is_left_out_or_empty_is_said_once(tmp_path, capsys):
 )
 def test_a_surprising_order_is_said_and_kept(tmp_path, capsys, names, pair):
     files(tmp_path / "val", *(f"{name}/1.jpg" for name in names))
-    assert open_split(tmp_path, "val", None).classes == sorted(names)
+    folder = open_split(tmp_path, "val", None)
+    folder.say()
+    assert folder.classes == sorted(names)
     err = capsys.readouterr().err
     assert (f"{pair}; where a model counts otherwise, list them in its order in {tmp_path}/classes.txt" in err) == bool(
         pair
     )
     (tmp_path / "classes.txt").write_text("\n".join(names))
-    assert open_split(tmp_path, "val", None).classes == names and len(capsys.readouterr().err) == 0
+    folder = open_split(tmp_path, "val", None)
+    folder.say()
+    assert folder.classes == names and capsys.readouterr().err == ""
 
 
 # ----- what image files show -----
