@@ -35,6 +35,7 @@ ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".7z", ".rar")
 LARGEST_SIDE, MOST_STRETCHED = 65535, 64
 MOST_PROCESSES = 8  # reading processes for each core
 SLOTS = 3  # batches in memory: the one in use and two read ahead
+ABSENT = "{0} has no {1}/; rename the folder of those images to {1}, or set --data_path to a root that has it"
 View = Callable[[Path, int, int], np.ndarray]
 
 
@@ -129,6 +130,7 @@ class ImageFolder:
         paths: the image files, by class, then by name.
         labels: int32 (len(paths),).
         classes: class names in label order.
+        remarks: what there is to say when its images are used, for `say`.
         reasons: why images could not be read, by row. told: what has been said of one image, and is not to be of more.
     """
 
@@ -136,6 +138,7 @@ class ImageFolder:
     def __init__(self, root: Path):
         if not root.is_dir():
             raise UserError(f"no folder {root}; set --data_path to an ImageNet root (with train/ and val/) or a split")
+        self.remarks: list[str] = []
         self.reasons: dict[int, str] = {}
         self.told: set[str] = set()
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -154,7 +157,7 @@ class ImageFolder:
             names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
             images = [name for name in names if is_image(name)]
             if not images and listing:
-                warn(f"class folder {folder} holds no images")
+                self.remarks.append(f"class folder {folder} holds no images")
             elif not images:
                 raise UserError(f"class folder {folder} holds no images; {layout_advice(root, folder)}")
             others.update(os.path.splitext(name)[1].lower() or "without ending" for name in names if not is_image(name))
@@ -166,14 +169,20 @@ class ImageFolder:
             raise UserError(f"no class folder in {root} holds images; {layout_advice(root, folders[0])}")
         if others:
             kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
-            warn(f"{others.total()} files of {root} are left out, not being {', '.join(SUFFIXES)} in a class: {kinds}")
+            total = f"{others.total()} files of {root} are left out"
+            self.remarks.append(f"{total}, not being {', '.join(SUFFIXES)} in a class: {kinds}")
         if not listing:
-            warn_of_order(root, self.classes)
+            self.remarks += surprising_order(root, self.classes)
         self.paths = ImagePaths(root, paths)
         self.labels = np.array(labels, np.int32)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def say(self) -> None:
+        """Warn, once, of what may surprise about the folder."""
+        while self.remarks:
+            warn(self.remarks.pop(0))
 
 
 def warn(text: str) -> None:
@@ -213,15 +222,17 @@ def listing_advice(folder: Path, classes: Sequence[str]) -> str:
     return f"its lines, such as {classes[0][:80]!r}, are names of class folders in label order: add it or move it away"
 
 
-def warn_of_order(root: Path, names: Sequence[str]) -> None:
-    """Say so if people would put these sorted `names` into another order: 2 before 10, apple before Zebra."""
+def surprising_order(root: Path, names: Sequence[str]) -> list[str]:
+    """A remark if people would put these sorted `names` into another order: 2 before 10, apple before Zebra."""
 
     def natural(name: str) -> list:
         return [int(part) if k % 2 else part.casefold() for k, part in enumerate(re.split(r"(\d+)", name))]
 
-    if pair := next(((a, b) for a, b in pairwise(names) if natural(a) > natural(b)), None):
-        order = f"class folders of {root} are labelled in the order of their characters, {pair[0]} before {pair[1]}"
-        warn(f"the {order}; where a model counts otherwise, list them in its order in {root.parent}/classes.txt")
+    for one, other in pairwise(names):
+        if natural(one) > natural(other):
+            order = f"the class folders of {root} are labelled in the order of their characters, {one} before {other}"
+            return [f"{order}; where a model counts otherwise, list them in its order in {root.parent}/classes.txt"]
+    return []
 
 
 def layout_advice(root: Path, folder: Path) -> str:
@@ -274,7 +285,7 @@ def open_split(
     if (root / split).is_dir():
         root = root / split
     elif (root / "train").is_dir() or (root / "val").is_dir():
-        raise UserError(f"{root} has no {split}/; {split_advice(root, split)}")
+        raise UserError(ABSENT.format(root, split))
     images = ImageFolder(root)
     count = len(images.classes)
     if count == 1 and num_classes not in (None, 1):
@@ -286,21 +297,12 @@ def open_split(
     return images
 
 
-def split_advice(root: Path, split: str) -> str:
-    """What to do about the folder `root`, which has no folder `split`."""
-    near = {"train": "training", "val": "validation"}[split]
-    if root.is_dir() and (there := sorted(path.name for path in root.iterdir() if path.is_dir())):
-        few = ", ".join(there[:4]) + (", …" if len(there) > 4 else "")
-        return f"rename the folder of the {near} images to {split}, or set --data_path to another root (it has {few})"
-    return f"set --data_path to a root that has {split}/"
-
-
 @readable()
 def open_root(data_path: str | Path, num_classes: int, remedy: str) -> tuple[ImageFolder, ImageFolder]:
     """The training and the validation images of a root, as `open_split`; UserError, too, if their classes differ."""
     for split in ("train", "val"):
         if not (Path(data_path) / split).is_dir():
-            raise UserError(f"{data_path} has no {split}/; {split_advice(Path(data_path), split)}")
+            raise UserError(ABSENT.format(data_path, split))
     train, val = (open_split(data_path, split, num_classes, remedy) for split in ("train", "val"))
     same = f"make their class folders the same, or list all class names in {data_path}/classes.txt"
     check_classes(f"{data_path}/train", train.classes, val, same, f"{data_path}/val")
@@ -427,6 +429,7 @@ class Loader(contextlib.AbstractContextManager):
 
         UserError if a reading process was killed.
         """
+        self.folder.say()
         started = self._started(rows, epoch)
         ahead: deque = deque()
         try:

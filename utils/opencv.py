@@ -8,6 +8,8 @@ import sys
 try:
     import cv2 as cv2
 except ImportError as error:
-    remedy = "apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless in place of opencv-python"
+    remedy = "pip install -r requirements.txt"
+    if not isinstance(error, ModuleNotFoundError):  # it is there, but not what it loads
+        remedy = "apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless in place of opencv-python"
     print(f"error: OpenCV cannot be loaded ({' '.join(str(error).split())}); {remedy}", file=sys.stderr)
     sys.exit(2)

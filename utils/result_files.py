@@ -73,6 +73,7 @@ def write_labels() -> None:
         count, classes, flags = read_export(args.model_path)
     names, folder = named_images(args.data_path, count)
     check_classes(str(args.model_path), classes, folder)
+    folder.say()
     labels = dict(zip(names, folder.labels.tolist()))
     with whole_file(args.output) as temporary:
         temporary.write_text(json.dumps({CLASSES: folder.classes, **labels}, indent=0) + "\n")
