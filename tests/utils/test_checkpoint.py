@@ -365,9 +365,11 @@ def test_what_is_false_of_itself_is_refused_and_does_not_end_the_process(tmp_pat
 @pytest.mark.parametrize(
     "record",
     [
-        *("[" * 100_000, '{"a":' * 900 + "1" + "}" * 899, "9" * 5000, "NaN", "null", '"text"', ""),
+        *("[" * 100_000, '{"resolutions":' + "[" * 800 + "]" * 800 + "}", '{"a":' * 900, "9" * 5000),
+        *("NaN", "null", '"text"', ""),
         *({"classes": value} for value in ("ab", ["a", 1], [["a"]], {"a": 1}, 3)),
         {"classes": ["a", "b"], "num_classes": 3},
+        {"resolutions": [[[[[[[[[[1]]]]]]]]]]},
     ],
     ids=lambda record: str(record)[:20],
 )
