@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,9 +28,13 @@ TYPES |= {f"U{name}": f"u{kind}" for name, kind in TYPES.items() if "Int" in nam
 
 def read_weights(path: str | Path) -> bytes:
     """The content of a file of weights; UserError if there is no such file, or not the memory for it."""
-    if not os.path.isfile(path):
-        raise UserError(f"no checkpoint at {path}; put the file there or name another one")
-    size = os.path.getsize(path)
+    try:
+        mode, size = os.stat(path).st_mode, os.path.getsize(path)
+        if not stat.S_ISREG(mode):  # a FIFO would block
+            raise ValueError("it is no regular file")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"no checkpoint at {path}: {reason}; put the file there or name another one") from error
     if 2 * size > psutil.virtual_memory().available:
         raise UserError(f"not enough free memory to read {path} ({size} bytes); end other programs and try again")
     return read_file(path, "give a file that you may read")

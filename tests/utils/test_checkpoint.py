@@ -219,8 +219,14 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "folder.ckpt").mkdir()
     os.mkfifo(tmp_path / "pipe.ckpt")
     (tmp_path / "loop.ckpt").symlink_to("loop.ckpt")
-    for name in ("none.ckpt", "folder.ckpt", "pipe.ckpt", "loop.ckpt", f"{'x' * 300}.ckpt"):
-        assert "no checkpoint at " in refused(Small(2), tmp_path / name)
+    for name, reason in (
+        ("none.ckpt", "No such file or directory"),
+        ("folder.ckpt", "it is no regular file"),
+        ("pipe.ckpt", "it is no regular file"),
+        ("loop.ckpt", "Too many levels of symbolic links"),
+        (f"{'x' * 300}.ckpt", "File name too long"),
+    ):
+        assert f"no checkpoint at {tmp_path / name}: {reason}; put the file there" in refused(Small(2), tmp_path / name)
         with pytest.raises(UserError, match="no checkpoint at "):
             read_torch_file(tmp_path / name)
         assert not is_torch_file(tmp_path / name)
