@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import check_values, read_checkpoint
 from utils.cli import Parser, UserError, run, whole_file
 from utils.device import set_device
 from utils.download import download
@@ -236,6 +236,7 @@ def read_onnx(path: Path, size: int):
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
+        weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     except Exception as error:  # protobuf's, onnx's and its checker's kinds, which have nothing in common
         raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as an ONNX file; it is truncated, damaged or "
@@ -248,7 +249,7 @@ def read_onnx(path: Path, size: int):
             f"{path} holds operators that ResNeSt does not have: {', '.join(strange)}; export the authors' network in "
             f"evaluation mode for one image with opset_version={OPSET} and dynamo=False"
         )
-    weights = {tensor.name for tensor in graph.initializer}
+    check_values({name: value for name, value in weights.items() if value.dtype.kind not in "iu"}, path)
     # Old files list the weights among the inputs.
     inputs = [value for value in graph.input if value.name not in weights]
     sides = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from utils.cli import UserError, read_file, whole_file
 
 RECORD = "record"  # the text beside the parameters, in JSON
+DEEPEST = 9  # levels that it may be nested; with some hundred more Python could not print it
 CHECKSUM = b"crc_num"  # stands before the ten bytes of MindSpore's own, at the end of a file that has one
 TYPES = {name: name.lower() for name in ("Bool", "Float16", "Float32", "Float64", "Int8", "Int16", "Int32", "Int64")}
 TYPES |= {f"U{name}": f"u{kind}" for name, kind in TYPES.items() if "Int" in name} | {"BFloat16": "uint16", "str": ""}
@@ -26,9 +28,13 @@ TYPES |= {f"U{name}": f"u{kind}" for name, kind in TYPES.items() if "Int" in nam
 
 def read_weights(path: str | Path) -> bytes:
     """The content of a file of weights; UserError if there is no such file, or not the memory for it."""
-    if not os.path.isfile(path):
-        raise UserError(f"no checkpoint at {path}; put the file there or name another one")
-    size = os.path.getsize(path)
+    try:
+        mode, size = os.stat(path).st_mode, os.path.getsize(path)
+        if not stat.S_ISREG(mode):  # a FIFO would block
+            raise ValueError("it is no regular file")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"no checkpoint at {path}: {reason}; put the file there or name another one") from error
     if 2 * size > psutil.virtual_memory().available:
         raise UserError(f"not enough free memory to read {path} ({size} bytes); end other programs and try again")
     return read_file(path, "give a file that you may read")
@@ -122,6 +128,12 @@ def check_told(told: Mapping) -> None:
     """ValueError unless what a file tells is an object whose `classes`, if any, are as many texts as it has classes."""
     if not isinstance(told, Mapping):
         raise ValueError("it is no object")
+    level = [told]
+    for _ in range(DEEPEST):
+        level = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [inner for values in level for inner in values if isinstance(inner, dict | list)]
+    if level:
+        raise ValueError("it is nested too deeply")
     names = told.get("classes")
     texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if names is not None and not (texts and told.get("num_classes", len(names)) == len(names)):

@@ -1,6 +1,5 @@
 """Export of a network to a file that is proved to compute the same, and its way back."""
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -16,7 +15,6 @@ from mindspore import Tensor
 
 from utils.checkpoint import check_told
 from utils.cli import UserError, check_writable, read_json, whole_file
-from utils.config import natural
 from utils.download import file_sha256
 
 FORMATS = ("MINDIR", "AIR")
@@ -59,12 +57,14 @@ def read_manifest(path: Path, models: Iterable[str], read: Callable[[dict], dict
             raise UserError(f"no file {needed}; export.py writes a .mindir file and its .json side by side")
     manifest = read_json(file, "export the network again")
     try:
-        if (model := manifest["model"]) not in list(models):
+        if isinstance(model := manifest["model"], str) and model not in models:
             raise UserError(f"{file} is of {model}, not of {' or '.join(models)}; give an export of this folder")
         told = {"num_classes": manifest["num_classes"], "classes": manifest["class_names"]} | read(manifest)
-        kind, digest, batch_size = manifest["format"], manifest["sha256"], natural(manifest["input"]["shape"][0])
         check_told(told)
-    except (ValueError, KeyError, TypeError, IndexError, argparse.ArgumentTypeError) as error:
+        kind, digest, batch_size = manifest["format"], manifest["sha256"], manifest["input"]["shape"][0]
+        if not isinstance(model, str) or kind not in FORMATS or type(batch_size) is not int or batch_size < 0:
+            raise ValueError("values of another kind")
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{file} is not a manifest of export.py; export the network again") from error
     if kind != "MINDIR":
         raise UserError(f"{file} is of a later export, to {kind}; export {path.name} again, with its own --file_name")

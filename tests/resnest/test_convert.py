@@ -241,6 +241,7 @@ class Pickled:
 @pytest.fixture(scope="module")
 def bad(place):
     """A folder of files that cannot be converted."""
+    import onnx
     import torch
 
     bad = place / "bad"
@@ -253,6 +254,10 @@ def bad(place):
     linear_network(bad / "sigmoid.onnx", 88, "Sigmoid")
     linear_network(bad / "resnest101.onnx", 173)
     torch.save({"layer1.0.conv2.conv.weight": torch.zeros(()), "fc.weight": torch.zeros(())}, bad / "headless.pth")
+    model = onnx.load(str(linear_network(bad / "nan.onnx", 88)))
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer[0].raw_data = np.full_like(weight, np.nan).tobytes()
+    onnx.save(model, str(bad / "nan.onnx"))
     (bad / "truncated.onnx").write_bytes(linear_network(bad / "chain.onnx", 88).read_bytes()[:1000])
     return bad
 
@@ -266,6 +271,7 @@ def bad(place):
         (["--torch_ckpt", "bad/headless.pth"], "has no fc.weight, so the number of classes is unknown"),
         ([], "no file resnest50-528c19ca.pth; put the authors' weights there or add --download"),
         (["--onnx", "bad/truncated.onnx"], "cannot be read as an ONNX file"),
+        (["--onnx", "bad/nan.onnx"], "holds values that are not finite, with which nothing can be computed"),
         (["--onnx", "bad/nothing.onnx"], "no file bad/nothing.onnx"),
         (
             ["--onnx", "bad/sigmoid.onnx"],

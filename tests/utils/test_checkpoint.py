@@ -219,8 +219,14 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "folder.ckpt").mkdir()
     os.mkfifo(tmp_path / "pipe.ckpt")
     (tmp_path / "loop.ckpt").symlink_to("loop.ckpt")
-    for name in ("none.ckpt", "folder.ckpt", "pipe.ckpt", "loop.ckpt", f"{'x' * 300}.ckpt"):
-        assert "no checkpoint at " in refused(Small(2), tmp_path / name)
+    for name, reason in (
+        ("none.ckpt", "No such file or directory"),
+        ("folder.ckpt", "it is no regular file"),
+        ("pipe.ckpt", "it is no regular file"),
+        ("loop.ckpt", "Too many levels of symbolic links"),
+        (f"{'x' * 300}.ckpt", "File name too long"),
+    ):
+        assert f"no checkpoint at {tmp_path / name}: {reason}; put the file there" in refused(Small(2), tmp_path / name)
         with pytest.raises(UserError, match="no checkpoint at "):
             read_torch_file(tmp_path / name)
         assert not is_torch_file(tmp_path / name)
@@ -365,9 +371,11 @@ def test_what_is_false_of_itself_is_refused_and_does_not_end_the_process(tmp_pat
 @pytest.mark.parametrize(
     "record",
     [
-        *("[" * 100_000, '{"a":' * 900 + "1" + "}" * 899, "9" * 5000, "NaN", "null", '"text"', ""),
+        *("[" * 100_000, '{"resolutions":' + "[" * 800 + "]" * 800 + "}", '{"a":' * 900, "9" * 5000),
+        *("NaN", "null", '"text"', ""),
         *({"classes": value} for value in ("ab", ["a", 1], [["a"]], {"a": 1}, 3)),
         {"classes": ["a", "b"], "num_classes": 3},
+        {"resolutions": [[[[[[[[[[1]]]]]]]]]]},
     ],
     ids=lambda record: str(record)[:20],
 )

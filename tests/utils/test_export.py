@@ -26,6 +26,9 @@ MANIFEST = {
 }
 
 
+DEEP = json.loads("[" * 800 + "]" * 800)
+
+
 def told_by(manifest: dict) -> dict:
     return {"resize_size": manifest["preprocess"]["resize"][0]}
 
@@ -87,12 +90,15 @@ def test_another_file_beside_the_manifest_is_noticed(pair):
     ("change", "message"),
     [
         ({"model": "resnest50"}, "is of resnest50, not of Small; give an export of this folder"),
-        ({"model": ["Small"]}, "is of ['Small'], not of Small"),
+        *(({"model": value}, "is not a manifest") for value in (["Small"], {}, None, 1)),
+        *(({"format": value}, "is not a manifest") for value in (["MINDIR"], "ONNX", None)),
         ({"format": "AIR"}, "is of a later export, to AIR"),
         ({"sha256": 1}, "is damaged or not the file"),
         *(({"input": {"shape": shape}}, "is not a manifest") for shape in ([-1], ["many"], [None], [1.5], [True], [])),
         *(({"class_names": names}, "is not a manifest") for names in (["a"], "ab", [1, 2], [["a"], "b"], {"a": 1}, 3)),
         *(({"preprocess": value}, "is not a manifest") for value in ([], {}, {"resize": 5}, {"resize": []}, None)),
+        *(({key: DEEP}, "is not a manifest") for key in ("model", "format", "input", "class_names", "preprocess")),
+        ({"input": {"shape": [DEEP]}}, "is not a manifest"),
     ],
     ids=str,
 )
