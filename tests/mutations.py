@@ -58,8 +58,8 @@ utils/config.py: a training may be resumed with another seed: utils/test_config.
 - Setting("seed of every random draw", seed, reading)
 + Setting("seed of every random draw", seed, reading, free=True)
 utils/sample_imagenet.py: --seed does not change what is chosen: utils/test_sample_imagenet.py
-- draw = random.Random(seed)
-+ draw = random.Random(0)
+- chance = random.Random(seed)
++ chance = random.Random(0)
 DRNet/src/classifier.py: shortcuts use BN set 0 although each resolution has its own: drnet/test_networks.py
 - shortcut_set = 0 if self.shared_shortcut_bn else index
 + shortcut_set = 0

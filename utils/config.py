@@ -25,7 +25,8 @@ MOST_BYTES = 2**16  # of a config file; PyYAML is slow
 def number(kind: type, holds: Callable, words: str) -> Callable:
     """A reader of numbers of `kind` (int or float) for which `holds` is true; `words` describe them."""
 
-    def read(text: str):
+    def read(text: str | float):
+        text = str(text)
         with contextlib.suppress(ValueError, OverflowError):
             value = int(text) if kind is int and text.isdecimal() else float(text)
             if kind(value) == value and holds(kind(value)):
@@ -89,6 +90,17 @@ class Setting:
         if not usable or (self.kind is str and not self.choices and text.lower() == "none"):
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is no value for it; give one")
         return self.kind(text)
+
+    def take(self, value):
+        """What a file has, one value or a list, read as on the command line; ArgumentTypeError if it cannot be."""
+        many = isinstance(value, list | tuple)
+        items = list(value) if many else [value]
+        if many != self.many or not all(isinstance(item, str | int | float | None) for item in items):
+            raise argparse.ArgumentTypeError(f"it takes {'a list of values' if self.many else 'one value, not a list'}")
+        items = [self.read(_words(item)) for item in items]
+        if self.choices and items[0] not in self.choices:
+            raise argparse.ArgumentTypeError(f"it must be one of {', '.join(self.choices)}, not {items[0]:.40}")
+        return items if many else items[0]
 
 
 def run_settings(
@@ -230,17 +242,13 @@ def take_settings(
 
 def _told(key: str, setting: Setting, value, path: str | Path):
     """The `value` that the file `path` tells, read as the command line would; free texts, such as paths, are none."""
-    many = isinstance(value, list | tuple)
-    items = list(value) if many else [value]
     try:
-        if many != setting.many or not all(isinstance(item, str | int | float | None) for item in items):
-            raise argparse.ArgumentTypeError(f"it is of the kind {type(value).__name__}")
-        items = [setting.kind(_words(item)) for item in items]
-        if any(isinstance(item, str) and item not in (setting.choices or ()) for item in items):
-            raise argparse.ArgumentTypeError(f"it is {_words(items)}")
+        found = setting.take(value)
+        if isinstance(found, str) and not setting.choices:
+            raise argparse.ArgumentTypeError(f"it is {found:.40}")
+        return found
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{path} tells no usable {key}: {error}; give another file") from error
-    return items if many else items[0]
 
 
 class Store(argparse.Action):
@@ -317,16 +325,10 @@ def _checked(key: str, setting: Setting, values: dict, user: str, settings: Mapp
         value = value[user]
     elif user in setting.own:
         return setting.own[user]
-    items = value if isinstance(value, list) else [value]
-    if setting.many != isinstance(value, list):
-        raise UserError(f"{path}: {key} takes {'a list of values' if setting.many else 'one value, not a list'}")
     try:
-        items = [setting.read(item) for item in items]
+        return setting.take(value)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{path}: {key}: {error}") from error
-    if setting.choices and items[0] not in setting.choices:
-        raise UserError(f"{path}: {key} must be one of {', '.join(setting.choices)}, not {value:.40}")
-    return items if setting.many else items[0]
 
 
 def _words(value) -> str:

@@ -46,12 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--interpolation", default="bilinear", choices=FILTERS, help="Pillow's filter (default: %(default)s)")
     add("--batch_size", type=whole(1, 2**12), default=1, help="images in a call of the model (default: %(default)s)")
     add("--num_threads", type=natural, default=os.cpu_count(), help="reading processes (default: %(default)s)")
-    add(
-        "--model_threads",
-        type=whole(0, 2**12),
-        default=0,
-        help="threads of the model; 0: MindSpore's choice (default: 0)",
-    )
+    what = "threads of the model; 0: MindSpore's choice (default: 0)"
+    add("--model_threads", type=whole(0, 2**12), default=0, help=what)
     add("--output_dir", type=Path, default=Path("."), help="gets result_Files/ and time_Result/ (default: .)")
     add("--resume", action="store_true", help="keep the results of an interrupted run (default: remove them)")
     args = parser.parse_args()
