@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import ctypes
 import hashlib
 import json
 import os
@@ -108,21 +109,20 @@ def finetuned(place, broken):
 
 
 def stop_when_it_reads(command, path):
-    """Run a training, press Ctrl-C as soon as it reads the image `path`, and go on with no image there."""
-    path.unlink()
-    os.mkfifo(path)
+    """Run a training, press Ctrl-C as soon as it opens the image `path`, and return its output."""
+    libc = ctypes.CDLL(None)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(watch, os.fsencode(path), 0x20) > 0  # IN_OPEN
     training = SERVER.start([str(word) for word in command], FOLDER, dict(os.environ))
-    writer = None
-    while writer is None:
-        with contextlib.suppress(OSError):  # nobody reads it yet
-            writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    seen = b""
+    while not seen:
         assert training.running(), training.wait(10)
         time.sleep(0.01)
+        with contextlib.suppress(BlockingIOError):
+            seen = os.read(watch, 4096)
     training.send_signal(signal.SIGINT)
-    os.close(writer)
+    os.close(watch)
     result = training.wait(300)
-    path.unlink()
-    path.write_bytes(b"no image")
     assert result.returncode == 130, result
     return result.stdout + result.stderr
 
