@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(if $(shell $(name) -c '' 2>/dev/null && echo yes),$(name))))
 ENV := .venv/bin
-CONFIG := --config_path config/resnet50_digits_config.yaml
+CONFIG := --config_path config/resnet14_digits_config.yaml
 # For a shorter demo, such as make demo SAMPLE="--images 20" TRAIN="--epochs 1"
 SAMPLE :=
 TRAIN :=
@@ -19,18 +19,19 @@ CONVERTER := mindconverter==1.7.0 resnest==0.0.5
 
 demo: .venv/requirements.stamp
 	@set -euo pipefail; export PATH="$(CURDIR)/$(ENV):$$PATH"; \
-	python utils/sample_imagenet.py --output data/digits --exist_ok $(SAMPLE); \
+	python utils/sample_imagenet.py --output data/digits_varied --vary --size 48 --exist_ok $(SAMPLE); \
 	cd DRNet; \
 	echo "== 1/3 pre-training the classifier on all resolutions"; \
 	python train.py --stage pretrain $(CONFIG) $(TRAIN); \
 	echo "== 2/3 fine-tuning it with the resolution predictor"; \
 	python train.py --stage finetune $(CONFIG) $(TRAIN); \
 	echo "== 3/3 evaluating on the held-out images, dynamically and at each resolution"; \
-	for size in 32 24 16; do \
-	  python eval.py $(CONFIG) --force_resolution $$size --output_dir ../demo/drnet_$$size > /dev/null; \
+	for size in 48 32 16; do \
+	  python eval.py $(CONFIG) --force_resolution $$size --output_dir ../demo/drnet_$$size \
+	    --classifier_ckpt output/pretrain/classifier_net.ckpt --predictor_ckpt none > /dev/null; \
 	done; \
 	python eval.py $(CONFIG) --output_dir ../demo/drnet --predictions ../demo/drnet/predictions.csv; \
-	python show.py --results ../demo/drnet --fixed ../demo/drnet_32 ../demo/drnet_24 ../demo/drnet_16 --output ../demo/drnet.png
+	python show.py --results ../demo/drnet --fixed ../demo/drnet_48 ../demo/drnet_32 ../demo/drnet_16 --output ../demo/drnet.png
 
 test: .venv/requirements-dev.stamp
 	$(ENV)/python -m ruff check .

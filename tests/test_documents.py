@@ -27,9 +27,9 @@ TRANSLATIONS = {"ResNeSt/README_CN.md": "ResNeSt/README.md", "DDRNet/README_CN.m
 MARK = re.compile(r"<!-- (needs: (ImageNet|Ascend|GPU)|not run: .+|benchmark) -->")
 SHORTER = {
     "make demo": 'make demo SAMPLE="--images 4" TRAIN="--epochs 1 --batch_size 8"',
-    "--output data/digits": "--output data/digits --images 4",
+    "--output data/digits ": "--output data/digits --images 4 ",
+    "--vary --size 48": "--vary --size 48 --images 4",
     "python train.py": "python train.py --epochs 1 --batch_size 8",
-    "--stage pretrain": "--stage pretrain --layers 1 1 1 1",
     "--stage quantize": "--stage quantize --even_epochs 0",
     "--output data/sample64": "--output data/sample64 --images 4",
     "$config --epochs 1": "$config --epochs 1 --batch_size 8",

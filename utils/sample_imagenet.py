@@ -30,7 +30,7 @@ from utils.images import ImageFolder
 SPLITS = ("train", "val")
 DIGITS_IN_VAL = 360
 SCAN = 8  # pixels a side
-DRAWINGS = 3  # of each scan, where sizes vary
+DRAWINGS, BRIGHTEST = 3, 100  # of each scan, where sizes vary; the paper's greys
 Files = dict[str, Callable[[], bytes]]  # relative path of an image, and what gives its bytes
 side = number(int, lambda value: 8 <= value <= 1024, "a whole number from 8 to 1024")
 
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     what = "images per class in each split (default: all digits; needed by --source)"
     add("--images", "--images_per_class", type=positive, action=Store, help=what)
     add("--size", type=side, help="side of a digit image in pixels, 8 to 1024 (default: 32)")
-    what = f"draw each digit {DRAWINGS} times, {SCAN} to nearly --size pixels high (default: once, all of --size)"
+    what = f"draw each digit {DRAWINGS} times, {SCAN} to nearly --size pixels high, on grey (default: once, on black)"
     add("--vary", action="store_true", help=what)
     add("--seed", type=seed, help="decides what is chosen from --source (default: 0)")
     add("--exist_ok", action="store_true", help="succeed if --output already holds this very sample (default: error)")
@@ -68,24 +68,26 @@ def check_enough(found: list, wanted: int | None, kind: str, where: str | Path) 
         raise UserError(f"{where} has {len(found)} {kind}, {wanted} asked for; ask for at most {len(found)}")
 
 
-def draw(scan: np.ndarray, side: int, size: int) -> bytes:
-    """JPEG (size, size, 3) of a scan (8, 8) float64 with values 0 to 16: bright strokes on black, as RGB.
+def draw(scan: np.ndarray, side: int, paper: int, size: int) -> bytes:
+    """JPEG (size, size, 3) of a scan (8, 8) float64 with values 0 to 16: bright strokes on darker `paper`, as RGB.
 
     The digit is `side` pixels high and wide, in the middle.
     """
     from utils.opencv import cv2
 
-    grey = np.zeros((size, size), np.uint8)
+    grey = np.full((size, size), paper, np.uint8)
     start = (size - side) // 2
-    digit = cv2.resize(scan * (255 / 16), (side, side), interpolation=cv2.INTER_CUBIC)
+    digit = cv2.resize(paper + scan * ((255 - paper) / 16), (side, side), interpolation=cv2.INTER_CUBIC)
     grey[start : start + side, start : start + side] = digit.round().clip(0, 255)
     return cv2.imencode(".jpg", cv2.merge([grey] * 3), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
-def sides_of(row: int, size: int) -> list[int]:
-    """The sides, in pixels, at which scan `row` is drawn where sizes vary: one from each third of their range."""
+def drawings(row: int, size: int) -> list[tuple[int, int]]:
+    """Side in pixels and grey of the paper for each drawing of scan `row` where they vary: small, middle and large."""
     bounds = np.linspace(SCAN, size - size // 16 + 1, DRAWINGS + 1).round().astype(int)
-    return np.random.default_rng(row).integers(bounds[:-1], bounds[1:]).tolist()
+    chance = np.random.default_rng(row)
+    sides = chance.integers(bounds[:-1], bounds[1:]).tolist()
+    return list(zip(sides, chance.integers(0, BRIGHTEST, DRAWINGS).tolist()))
 
 
 def choose_digits(classes: int | None, images: int | None, size: int, vary: bool) -> tuple[Files, list[str]]:
@@ -107,9 +109,9 @@ def choose_digits(classes: int | None, images: int | None, size: int, vary: bool
             check_enough(members, images, "images", f"{split}/{name}")
             for row in members[:images]:
                 scan = f"{split}/{name}/digit_{row:04d}"
-                drawn = {f"{scan}_{side}px": side for side in sides_of(row, size)} if vary else {scan: size}
-                for path, side in drawn.items():
-                    chosen[f"{path}.JPEG"] = partial(draw, digits.images[row], side, size)
+                for side, paper in drawings(row, size) if vary else [(size, 0)]:
+                    path = f"{scan}_{side}px.JPEG" if vary else f"{scan}.JPEG"
+                    chosen[path] = partial(draw, digits.images[row], side, paper, size)
     return chosen, names[:classes]
 
 

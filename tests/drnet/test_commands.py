@@ -30,7 +30,7 @@ SIZES = shlex.split(f"--config_path {CONFIG} --image_size 32 --resize_size 32 --
 DIGITS = [*SIZES, "--num_workers", "1"]
 SMALL = [*DIGITS, "--resolutions", "32", "16"]
 BUDGET = ["--alpha", "0.029"]  # of the networks below, which cost 0.012 to 0.030 GMACs
-SGD = ["--optimizer", "sgd", "--lr", "0.01"]
+SGD = ["--optimizer", "sgd", "--lr", "0.01", "--eval_every", "1"]
 EXPORT = [*SIZES, "--resolutions", "32", "16"]  # which reads no images
 
 
