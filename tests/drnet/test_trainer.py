@@ -256,7 +256,8 @@ def test_state_restores_the_next_step_exactly(tmp_path, name):
         return [*networks, *optimizers], TrainOneStep(drnet, optimizers, BATCH, temperature=1.0, budget=(0.01, 0.2))
 
     cells, train_step = start()
-    settings, position = {"lr": 0.01, "sizes": (32, 24, 16)}, {"epoch": 1, "step": 2}
+    settings = {"lr": 0.01, "sizes": (32, 24, 16)}
+    position = {"epoch": 1, "step": 2, "totals": {"loss": 3.5}, "rows": [], "best": None, "kept": {}}
     for step in range(4):
         if step == 2:
             save_state(tmp_path / "resume.ckpt", cells, settings, position)

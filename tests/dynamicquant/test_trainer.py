@@ -247,7 +247,8 @@ def test_the_penalty_counts_above_the_budget_only(by_image):
 def test_state_restores_the_next_steps_exactly(by_image, tmp_path):
     run = by_image
     run.set(run.begin)
-    settings, position = {"lr": 0.01, "sizes": (32, 24)}, {"epoch": 1, "step": 2, "best": None}
+    settings = {"lr": 0.01, "sizes": (32, 24)}
+    position = {"epoch": 1, "step": 2, "totals": {}, "rows": [], "best": None, "kept": {}}
     for step in range(4):
         if step == 2:
             save_state(tmp_path / "resume.ckpt", [run.network, run.optimizer], settings, position)

@@ -160,8 +160,10 @@ def odd_places(folder):
 
 
 def test_only_regular_files_are_opened(tmp_path):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents):
         folder.chmod(0o755)
+        if folder.name.startswith("pytest-of-"):
+            break
     for path, words in odd_places(tmp_path).items():
         with nobody(), pytest.raises(UserError, match=f"^cannot read the file: .*{words}.*; give another$"):
             read_file(path, "give another", "the file")
