@@ -228,7 +228,7 @@ def test_the_exported_parts_chained_by_the_manifest_predict_the_same(place, tmp_
     assert manifest["input"]["shape"] == [batch_size, 3, 32, 32] and manifest["class_names"] == list(CLASSES)
     assert manifest["front"]["outputs"][0]["shape"] == [batch_size, 64, 8, 8]
 
-    # One byte for each quantized weight, four for everything else, and little around it.
+    # One byte for each quantized weight, four for everything else, and little (names, places in the source) around it.
     arrays = checkpoint(place.path(name))
     for part in parts:
         beginnings = (
@@ -238,7 +238,7 @@ def test_the_exported_parts_chained_by_the_manifest_predict_the_same(place, tmp_
         assert part["float32_bytes"] == 4 * sum(array.size for array in own.values())
         stored = sum(array.size * (1 if key[:5] == "layer" and array.ndim == 4 else 4) for key, array in own.items())
         size = (tmp_path / "an export" / part["file"]).stat().st_size
-        assert part["bytes"] == size and 0 <= size - stored < 200_000, part
+        assert part["bytes"] == size and 0 <= size - stored < 300_000, part
         assert f"{size:,}" in result.stdout
 
     steps = manifest["preprocess"]
