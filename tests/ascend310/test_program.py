@@ -349,7 +349,9 @@ def test_memory_is_flat(main, data, many, place):
     assert all_of_them <= few + 30
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
+)
 def test_interrupted_and_resumed(main, expected, many, place, number):
     """Only what is missing is computed, and the results are those of one run."""
     folder, names = many

@@ -68,7 +68,7 @@ def test_the_users_settings_stay_out(place, monkeypatch):
     assert [line for line in lines if line.split("=")[0] in names] == ["LITE_HOME=of the test"]
 
 
-@pytest.mark.parametrize("model", ARGUMENTS)
+@pytest.mark.parametrize("model", ["ResNeSt", pytest.param("DDRNet", marks=pytest.mark.full)])
 def test_from_the_model_file_to_the_accuracy(model, copy, digits, place):
     """Built, run on the CPU and counted; a second run does not build; MindSpore in Python gives the same."""
     command = script(copy, model, digits)

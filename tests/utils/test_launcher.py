@@ -201,6 +201,7 @@ def test_interrupt_on_one_of_two_servers(start, servers):
     assert f"step {(jobs[0].folder / 'saved').read_text()}\n" in jobs[1].log(1)
 
 
+@pytest.mark.full
 def test_failing_worker_on_one_of_two_servers(start, servers, monkeypatch):
     """MindSpore notices after MS_NODE_TIMEOUT, by default 30 seconds, and lets the others fail."""
     monkeypatch.setenv("MS_NODE_TIMEOUT", "10")
