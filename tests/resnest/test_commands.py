@@ -263,11 +263,12 @@ def test_own_classes_from_a_checkpoint_with_others(place, tmp_path):
         **{"image_size": 64, "resize_size": 64},
     }
 
-    # The best checkpoint has the accuracy that the training reports; the training state is no checkpoint of a network.
+    # The best checkpoint has the accuracy and loss that the training reports; its state is no checkpoint of a network.
     best = json.loads((tmp_path / "o/results.json").read_text())["best"]
     words = ["--data_path", tmp_path / "five", "--output_dir", tmp_path / "e", "--ckpt_path"]
     report = evaluate(place, *words, tmp_path / "o/resnest14.ckpt")
     assert result_lines(report.stdout)[0] == (round(20 * best["top1"]), 20)
+    assert json.loads((tmp_path / "e/results.json").read_text())["loss"] == pytest.approx(best["loss"], rel=1e-4)
     line = one_line_error(evaluate(place, *words, tmp_path / "o/resume.ckpt"))
     assert "a training state (resume.ckpt, for --resume)" in line
     swapped = train(tmp_path / "five", tmp_path / "x", *own, "--resume", start)
@@ -320,7 +321,9 @@ def test_a_training_stopped_in_mid_epoch_resumes_to_the_same_weights(place, tmp_
     assert len(one) == len(two) == 2 and [row["top1"] for row in one] == [row["top1"] for row in two]
     for key in ("lr", "loss", "val_loss"):
         assert [float(r[key]) for r in one] == pytest.approx([float(r[key]) for r in two], rel=1e-5)
+    last = float(one[-1]["lr"])
     one, two = (checkpoint(tmp_path / run / "resume.ckpt") for run in ("straight", "resumed"))
+    assert one["learning_rate"] == pytest.approx(last, rel=1e-5)
     assert set(one) == set(two) and "accum.fc.weight" in one
     for key in one:
         np.testing.assert_allclose(one[key], two[key], atol=1e-5, err_msg=key)
